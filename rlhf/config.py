@@ -1,0 +1,410 @@
+"""One frozen dataclass per stage. Values are checked here; nothing is derived back into them.
+
+A field that is None where a stage needs a value is filled by `rlhf run` from the stage before, and is an error that
+names the flag when the stage runs alone. Importing this module never imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.types import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class LastLayers:
+    """Train the top layers only; everything below, and the tied LM head, stays frozen."""
+
+    last_layers: int
+    """How many transformer layers, counted from the top, are trained."""
+
+    def __post_init__(self) -> None:
+        require(self.last_layers >= 1, "last_layers", self.last_layers, "at least 1")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank adapters on every linear layer."""
+
+    lora_rank: int = 16
+    lora_alpha: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
+        require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
+
+
+Trainable = Literal["full", "lora", "head"] | LastLayers | Lora
+"""`full`, `lora`, `head` (everything frozen but the head), or `last_layers: n`."""
+
+
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ConfigError naming the field, its value and what it may be, unless `holds`."""
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}, but it must be {allowed}")
+
+
+def needed(value: str | None, flag: str, what: str) -> str:
+    """The value of a field without which the stage cannot run; raises ConfigError naming the flag."""
+    if not value:
+        raise ConfigError(f"{what} is not given: pass --{flag} or set `{flag}:` in the YAML")
+    return value
+
+
+def _check_common(config: Any) -> None:
+    """Ranges that hold for every stage that has the field."""
+    positive = ("batch_size", "micro_batch_size", "max_prompt_tokens", "max_completion_tokens", "learning_rate")
+    for name in positive:
+        if hasattr(config, name):
+            require(getattr(config, name) > 0, name, getattr(config, name), "above 0")
+    if hasattr(config, "held_out"):
+        require(0 <= config.held_out < 1, "held_out", config.held_out, "a fraction: 0 or more, below 1")
+    if hasattr(config, "temperature"):
+        require(config.temperature > 0, "temperature", config.temperature, "above 0")
+    require(config.seed >= 0, "seed", config.seed, "0 or more")
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the numbers go besides `metrics.jsonl`."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online when an API key is found, else offline."""
+    project: str = "rlhf"
+    group: str | None = None
+    """Runs of one pipeline share a group; `rlhf run` sets it to the run's name."""
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations."""
+
+    data: str | None = None
+    """Demonstrations: a file, folder, hub id, or `module:function`."""
+    model: str = "embedded:smollm2-135m"
+    """Hub id, local folder, GGUF file, or `embedded:smollm2-135m`."""
+    output: str = "runs/default/sft"
+    columns: dict[str, str] = field(default_factory=dict)
+    """Your column names, as `{prompt: question, completion: answer}`."""
+    held_out: float = 0.1
+    """Share of prompts (chosen by hash) kept out of training in every stage."""
+    trainable: Trainable = "full"
+    epochs: float = 1.0
+    batch_size: int = 32
+    micro_batch_size: int = 8
+    learning_rate: float = 2e-5
+    warmup_share: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_prompt_tokens: int = 256
+    max_completion_tokens: int = 256
+    log_every: int = 5
+    save_every: int = 50
+    precision: Precision = "auto"
+    seed: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(self.epochs > 0, "epochs", self.epochs, "above 0")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """K completions per prompt, into the label store."""
+
+    model: str | None = None
+    """The policy to sample from."""
+    prompts: str | None = None
+    store: str = "runs/default/labels.db"
+    """SQLite file, or an SQLAlchemy URL."""
+    output: str = "runs/default/sample"
+    columns: dict[str, str] = field(default_factory=dict)
+    split: Literal["train", "held_out", "all"] = "all"
+    """Which side of the split to sample; rankings of held-out prompts measure the reward model."""
+    held_out: float = 0.1
+    num_prompts: int | None = None
+    """At most this many prompts, drawn with the seed; None takes all."""
+    completions_per_prompt: int = 4
+    temperature: float = 1.0
+    max_prompt_tokens: int = 256
+    max_completion_tokens: int = 256
+    batch_size: int = 64
+    """Sequences decoded together."""
+    round: int = 0
+    precision: Precision = "auto"
+    seed: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(2 <= self.completions_per_prompt <= 9, "completions_per_prompt", self.completions_per_prompt, "2 to 9")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Annotators with a known utility, in the place of people. They use the same service calls as the page."""
+
+    utility: str = ""
+    """`module:function` taking (prompt, completion) and returning a float."""
+    annotators: int = 5
+    overlap: int = 1
+    """How many annotators rank each item."""
+    overlap_share: float = 0.2
+    """Share of items that get a second annotator, so that agreement can be measured."""
+    temperature: float = 1.0
+    """Noise of one judgement, in standard deviations of the utility."""
+    position_bias: float = 0.1
+    """Utility (in standard deviations) that the first place on the page is worth over the last."""
+    tie_threshold: float = 0.1
+    """Completions closer than this (in standard deviations, after noise) are tied."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(":" in self.utility, "simulate.utility", self.utility, "written as module:function")
+        require(self.annotators >= 1, "simulate.annotators", self.annotators, "at least 1")
+        require(1 <= self.overlap <= self.annotators, "simulate.overlap", self.overlap, "1 to the number of annotators")
+        require(0 <= self.overlap_share <= 1, "simulate.overlap_share", self.overlap_share, "between 0 and 1")
+        require(self.temperature >= 0, "simulate.temperature", self.temperature, "0 or more")
+        require(self.tie_threshold >= 0, "simulate.tie_threshold", self.tie_threshold, "0 or more")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """The page on which people rank, or the simulated annotators in their place."""
+
+    store: str = "runs/default/labels.db"
+    output: str = "runs/default/label"
+    host: str = "127.0.0.1"
+    port: int = 7860
+    annotator: str = "me"
+    """Name under which the rankings of this page are stored."""
+    overlap: int = 1
+    """How many annotators rank each item."""
+    guidelines: str | None = None
+    """A Markdown file shown beside the cards."""
+    guideline_version: int = 1
+    round: int = 0
+    simulate: Simulation | None = None
+    """Given: simulated annotators rank, and no page opens."""
+    seed: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
+        require(self.overlap >= 1, "overlap", self.overlap, "at least 1")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """A reward model from rankings."""
+
+    model: str | None = None
+    """The SFT checkpoint to start from."""
+    rankings: str | None = None
+    """A label store, a rankings JSONL, or preference pairs."""
+    annotators: list[str] | None = None
+    """Use the rankings of these annotators only."""
+    output: str = "runs/default/reward"
+    columns: dict[str, str] = field(default_factory=dict)
+    held_out: float = 0.1
+    trainable: Trainable = "full"
+    loss: Literal["plackett_luce", "bradley_terry"] = "plackett_luce"
+    """Both read ties; Bradley-Terry takes all pairs of a ranking at once."""
+    center_coef: float = 0.01
+    """Weight of the squared mean score that keeps raw scores near 0."""
+    epochs: float = 1.0
+    batch_size: int = 16
+    """Rankings per optimiser step."""
+    micro_batch_size: int = 4
+    """Rankings forwarded together; each is K sequences."""
+    learning_rate: float = 2e-5
+    warmup_share: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_prompt_tokens: int = 256
+    max_completion_tokens: int = 256
+    save_every: int = 50
+    precision: Precision = "auto"
+    seed: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(self.epochs > 0, "epochs", self.epochs, "above 0")
+        require(self.center_coef >= 0, "center_coef", self.center_coef, "0 or more")
+
+
+@dataclass(frozen=True)
+class PPOExtras:
+    """Refinements that are off by default."""
+
+    dual_clip: float | None = None
+    """Bound of the loss where the advantage is negative and the ratio large (3 is usual)."""
+    target_kl: float | None = None
+    """Leave the update's remaining epochs when approxkl of an epoch exceeds this."""
+    ptx_coef: float = 0.0
+    """Weight of the SFT loss mixed into every optimiser step."""
+    ptx_data: str | None = None
+    """Demonstrations for the mix."""
+    ema_decay: float | None = None
+    """Save the exponential moving average of the policy (0.992 in InstructGPT) as the result."""
+    rloo_samples: int | None = None
+    """Completions per prompt; the mean score of the others is the baseline, and there is no value model."""
+
+    def __post_init__(self) -> None:
+        require(self.dual_clip is None or self.dual_clip > 1, "extras.dual_clip", self.dual_clip, "above 1")
+        require(self.target_kl is None or self.target_kl > 0, "extras.target_kl", self.target_kl, "above 0")
+        require(self.ptx_coef >= 0, "extras.ptx_coef", self.ptx_coef, "0 or more")
+        require(
+            self.ptx_coef == 0 or self.ptx_data is not None, "extras.ptx_data", self.ptx_data, "given with ptx_coef"
+        )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, "extras.ema_decay", self.ema_decay, "between 0 and 1"
+        )
+        require(
+            self.rloo_samples is None or self.rloo_samples >= 2, "extras.rloo_samples", self.rloo_samples, "at least 2"
+        )
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation against a reward, held near the SFT policy by a KL penalty."""
+
+    model: str | None = None
+    """The SFT policy: start and reference."""
+    reward: str | None = None
+    """A reward model's folder, or `module:function` of any Python callable."""
+    prompts: str | None = None
+    output: str = "runs/default/ppo"
+    columns: dict[str, str] = field(default_factory=dict)
+    held_out: float = 0.1
+    trainable: Trainable = "full"
+    value: Literal["head", "separate"] = "head"
+    """head: a value head on the policy's trunk; separate: a critic of its own, from the reward model where it fits."""
+    total_episodes: int = 4096
+    batch_size: int = 128
+    """Completions per rollout."""
+    num_mini_batches: int = 4
+    micro_batch_size: int = 16
+    num_ppo_epochs: int = 2
+    learning_rate: float = 1e-5
+    schedule: Literal["linear", "constant"] = "linear"
+    value_learning_rate: float | None = None
+    """Of the value head or model; None: ten times `learning_rate` for a head, the same for a separate critic."""
+    value_warmup_steps: int = 2
+    """First rollouts that train the value only, with the policy held still."""
+    kl_coef: float = 0.05
+    kl_target: float | None = None
+    """Given: kl_coef adapts until the KL per sequence (nats) is here."""
+    kl_horizon: int = 10_000
+    cliprange: float = 0.2
+    cliprange_value: float | None = 0.2
+    vf_coef: float = 0.1
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    temperature: float = 1.0
+    max_prompt_tokens: int = 256
+    max_completion_tokens: int = 256
+    missing_eos_penalty: float = 1.0
+    """Taken from the score of a completion that did not end by itself."""
+    max_grad_norm: float = 1.0
+    rollout_batch_size: int = 64
+    """Sequences decoded together."""
+    save_every: int = 10
+    precision: Precision = "auto"
+    seed: int = 0
+    extras: PPOExtras = field(default_factory=PPOExtras)
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(self.batch_size <= self.total_episodes, "batch_size", self.batch_size, "at most total_episodes")
+        require(
+            1 <= self.num_mini_batches and self.num_mini_batches * self.micro_batch_size <= self.batch_size,
+            "num_mini_batches",
+            self.num_mini_batches,
+            f"1 to batch_size / micro_batch_size = {self.batch_size} / {self.micro_batch_size}",
+        )
+        require(self.num_ppo_epochs >= 1, "num_ppo_epochs", self.num_ppo_epochs, "at least 1")
+        require(self.kl_coef >= 0, "kl_coef", self.kl_coef, "0 or more")
+        require(self.kl_target is None or self.kl_target > 0, "kl_target", self.kl_target, "above 0")
+        require(self.cliprange > 0, "cliprange", self.cliprange, "above 0")
+        require(
+            self.cliprange_value is None or self.cliprange_value > 0,
+            "cliprange_value",
+            self.cliprange_value,
+            "above 0, or null for no clipping",
+        )
+        require(0 <= self.lam <= 1, "lam", self.lam, "between 0 and 1")
+        require(0 < self.gamma <= 1, "gamma", self.gamma, "above 0, at most 1")
+        require(self.value_warmup_steps >= 0, "value_warmup_steps", self.value_warmup_steps, "0 or more")
+        samples = self.extras.rloo_samples
+        require(
+            samples is None or self.batch_size % samples == 0,
+            "batch_size",
+            self.batch_size,
+            f"a multiple of extras.rloo_samples = {samples}",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Two policies on the same held-out prompts."""
+
+    policy: str | None = None
+    baseline: str | None = None
+    """The policy to beat, and the reference of the KL: usually SFT."""
+    reward: str | None = None
+    """Scores both: the trained reward model, or `module:function`."""
+    judge: str | None = None
+    """`module:function` of (prompts, completions) that decides the wins instead of the reward: a truth it never saw."""
+    prompts: str | None = None
+    output: str = "runs/default/evaluate"
+    columns: dict[str, str] = field(default_factory=dict)
+    split: Literal["train", "held_out", "all"] = "held_out"
+    held_out: float = 0.1
+    num_prompts: int = 256
+    samples_per_prompt: int = 2
+    best_of_n: int = 4
+    """Baseline samples of which the reward picks one; 16 for the long version."""
+    temperature: float = 1.0
+    max_prompt_tokens: int = 256
+    max_completion_tokens: int = 256
+    batch_size: int = 64
+    bootstrap: int = 2000
+    precision: Precision = "auto"
+    seed: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(self.num_prompts >= 2, "num_prompts", self.num_prompts, "at least 2")
+        require(self.samples_per_prompt >= 1, "samples_per_prompt", self.samples_per_prompt, "at least 1")
+        require(self.best_of_n >= 1, "best_of_n", self.best_of_n, "at least 1")
+        require(self.bootstrap >= 100, "bootstrap", self.bootstrap, "at least 100")
+
+
+STAGES = ("sft", "sample", "label", "reward", "ppo", "evaluate")
+"""The stages of a pipeline, in order."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The pipeline. Models, stores and outputs that a stage leaves out come from the stages before it."""
+
+    name: str = "default"
+    runs: str = "runs"
+    """Results go to `<runs>/<name>/<stage>`."""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

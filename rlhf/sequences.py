@@ -1,0 +1,88 @@
+"""A batch of prompts with their completions, as token ids and lengths.
+
+Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded). Masks come from the lengths and
+never from `ids != pad`, so a pad token that also occurs in the text does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts and completions. The last valid token of a finished completion is its EOS."""
+
+    prompt_ids: Tensor
+    """(B, P) integers, left-padded."""
+    prompt_lengths: Tensor
+    """(B,) integers, at least 1."""
+    completion_ids: Tensor
+    """(B, T) integers, right-padded."""
+    completion_lengths: Tensor
+    """(B,) integers, at least 1."""
+
+    @staticmethod
+    def from_lists(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, pad: int) -> Sequences:
+        """Pad lists of token ids into one batch."""
+        return Sequences(
+            prompt_ids=pad_rows(prompts, pad=pad, side="left"),
+            prompt_lengths=torch.tensor([len(row) for row in prompts]),
+            completion_ids=pad_rows(completions, pad=pad, side="right"),
+            completion_lengths=torch.tensor([len(row) for row in completions]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def completion_mask(self) -> Tensor:
+        """(B, T) True on the completion's tokens, EOS included."""
+        return length_mask(self.completion_lengths, self.completion_ids.shape[1])
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What a causal model is fed: all tokens but the last, whose T last positions predict the completion.
+
+        `input_ids`, `attention_mask` and `position_ids`, each (B, P + T - 1).
+        """
+        prompt_mask = length_mask(self.prompt_lengths, self.prompt_ids.shape[1]).flip(1)
+        mask = torch.cat([prompt_mask, self.completion_mask], dim=1)[:, :-1].long()
+        ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)[:, :-1]
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+    def select(self, rows: Tensor) -> Self:
+        """These rows of every tensor, without the padding that none of them needs."""
+        prompt = int(self.prompt_lengths[rows].max())
+        completion = int(self.completion_lengths[rows].max())
+        width = self.completion_ids.shape[1]
+
+        def pick(name: str, value: Tensor) -> Tensor:
+            if name == "prompt_ids":
+                return value[rows, -prompt:]
+            is_per_token = value.ndim >= 2 and value.shape[1] == width
+            return value[rows, :completion] if is_per_token else value[rows]
+
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: pick(name, v) for name, v in tensors.items() if isinstance(v, Tensor)})
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with every tensor on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device) for name, v in tensors.items() if isinstance(v, Tensor)})
+
+
+def pad_rows(rows: Sequence[Sequence[int]], *, pad: int, side: str) -> Tensor:
+    """(B, longest) integers from ragged rows."""
+    width = max((len(row) for row in rows), default=0)
+    padded = [[pad] * (width - len(row)) + [*row] if side == "left" else [*row] + [pad] * (width - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
+
+
+def length_mask(lengths: Tensor, width: int) -> Tensor:
+    """(B, width) True in the first `lengths[b]` places of row b."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
