@@ -1,0 +1,136 @@
+"""Tables of the label store, and the one place that knows which database stands behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from rlhf.types import ConfigError, DataError
+
+SCHEMA_VERSION = 1
+
+tables = sa.MetaData()
+
+meta = sa.Table(
+    "meta",
+    tables,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+items = sa.Table(
+    "items",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("key", sa.Text, unique=True, nullable=False, comment="fingerprint of prompt, completions and round"),
+    sa.Column("prompt_key", sa.Text, index=True, nullable=False),
+    sa.Column("prompt", sa.JSON, nullable=False),
+    sa.Column("round", sa.Integer, index=True, nullable=False),
+)
+completions = sa.Table(
+    "completions",
+    tables,
+    sa.Column("item_id", sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("finished", sa.Boolean, nullable=False),
+)
+assignments = sa.Table(
+    "assignments",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("item_id", sa.ForeignKey("items.id"), nullable=False),
+    sa.Column("annotator", sa.Text, nullable=False),
+    sa.Column("presented_order", sa.JSON(none_as_null=True), comment="indices of completions as shown"),
+    sa.Column("state", sa.Text, nullable=False, comment="open, done or skipped"),
+    sa.Column("leased_until", sa.Float, nullable=False, comment="unix time until which an open one holds its place"),
+    sa.Column("event", sa.Integer, nullable=False, comment="the last event that touched it"),
+    sa.UniqueConstraint("item_id", "annotator"),
+    sa.Index("assignments_by_annotator", "annotator", "state"),
+)
+rankings = sa.Table(
+    "rankings",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("assignment_id", sa.ForeignKey("assignments.id"), nullable=False),
+    sa.Column("idempotency_key", sa.Text, unique=True, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False, comment="false once superseded or undone"),
+    sa.Column("ranks", sa.JSON, nullable=False, comment="of the completions as stored; null is set aside"),
+    sa.Column("presented_order", sa.JSON(none_as_null=True), comment="indices of completions as shown"),
+    sa.Column("flags", sa.JSON, nullable=False),
+    sa.Column("rationale", sa.Text),
+    sa.Column("seconds", sa.Float),
+    sa.Column("guideline_version", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.UniqueConstraint("assignment_id", "version"),
+)
+sa.Index(
+    "one_active_ranking",
+    rankings.c.assignment_id,
+    unique=True,
+    sqlite_where=rankings.c.active,
+    postgresql_where=rankings.c.active,
+)
+events = sa.Table(
+    "events",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("annotator", sa.Text),
+    sa.Column("item_id", sa.Integer),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,  # a number is never given twice
+)
+
+
+def connect(name: str, *, create: bool) -> sa.Engine:
+    """An engine for an SQLite file or an SQLAlchemy URL. Raises ConfigError or DataError where there can be none."""
+    if "://" not in name:
+        path = Path(name)
+        if not create and not path.is_file():
+            raise DataError(f"there is no label store at {name}: `rlhf sample` makes one")
+        if path.is_dir():
+            raise DataError(f"{name} is a folder: name the label store's file, such as {path / 'labels.db'}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = sa.URL.create("sqlite", database=str(path)).render_as_string()
+    try:
+        engine = sa.create_engine(name)
+    except (exc.ArgumentError, ModuleNotFoundError) as error:
+        raise ConfigError(f"store is {name!r}, which cannot be used: {error}") from error
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    return engine
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """Durable commits, readers beside one writer, and transactions that begin when we say so."""
+
+    @event.listens_for(engine, "connect")
+    def configure(connection, _record) -> None:
+        connection.isolation_level = None  # the driver would begin transactions of its own, and late
+        for pragma in ("busy_timeout=15000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A writer that begins as a reader fails, rather than waits, when another writer is quicker.
+        writes = connection.get_execution_options().get("writes", True)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def check_version(connection: sa.Connection, name: str) -> None:
+    """Write the schema's version into a new store; raises DataError where an old one has another."""
+    known = connection.scalars(sa.select(meta.c.value).where(meta.c.name == "schema_version")).one_or_none()
+    if known is None:
+        connection.execute(sa.insert(meta).values(name="schema_version", value=str(SCHEMA_VERSION)))
+    elif known != str(SCHEMA_VERSION):
+        raise DataError(
+            f"the label store {name} has schema {known}, this version of rlhf knows {SCHEMA_VERSION}: "
+            f"export its rankings with the version that wrote it, and import them into a new store"
+        )

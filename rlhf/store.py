@@ -1,0 +1,275 @@
+"""The label store: what was sampled, who was shown what, and every ranking. SQLAlchemy Core, SQLite by default.
+
+A write that returned is on disk. Nothing that a person said is ever overwritten: a corrected ranking supersedes the
+old row, and every step is an event in an append-only log. All statements are portable to PostgreSQL but for one
+connect hook.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from rlhf.contract import digest
+from rlhf.data import prompt_key, ranking_to_json, write_rankings
+from rlhf.schema import assignments, check_version, completions, connect, events, items, meta, rankings, tables
+from rlhf.types import Completion, DataError, Prompt, Ranking
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt with its K completions, in the order in which they were stored."""
+
+    id: int
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    round: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one annotator said about one item; `ranks[i]` belongs to completion i as stored, None is set aside."""
+
+    ranks: tuple[int | None, ...]
+    presented_order: tuple[int, ...] | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    rationale: str | None = None
+    seconds: float | None = None
+    guideline_version: int = 1
+    created_at: str | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much a store holds."""
+
+    items: int
+    completions: int
+    rankings: int
+    annotators: dict[str, int]
+    """Rankings by annotator."""
+
+
+class Store:
+    """One label store. Raises DataError where it cannot be opened or written; safe to use from several threads."""
+
+    def __init__(self, url: str | Path, *, create: bool = True) -> None:
+        """`url` is an SQLite file or an SQLAlchemy URL; with `create=False` a missing one is an error."""
+        self.name = str(url)
+        self._engine = connect(self.name, create=create)
+        with self._refusing("opened"), self._begin(write=True) as connection:
+            tables.create_all(connection)
+            check_version(connection, self.name)
+
+    def close(self) -> None:
+        """Release the connections; the store cannot be used afterwards."""
+        self._engine.dispose()
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction, alone with the store: all or nothing, and on disk when the block ends."""
+        with self._refusing("written"), self._begin(write=True) as connection:
+            # SQLite has locked the file already; on a server this row is the lock.
+            connection.execute(sa.select(meta.c.value).where(meta.c.name == "schema_version").with_for_update())
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent view of the store; writers are not held up."""
+        with self._refusing("read"), self._begin(write=False) as connection:
+            yield connection
+
+    @contextmanager
+    def _begin(self, *, write: bool) -> Iterator[sa.Connection]:
+        with self._engine.connect().execution_options(writes=write) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _refusing(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except exc.DatabaseError as error:
+            if isinstance(error, exc.IntegrityError | exc.ProgrammingError):
+                raise  # our mistake, not the disk's
+            raise DataError(f"the label store {self.name} cannot be {verb}: {error.orig}") from error
+
+    # ------------------------------------------------------------------------------------------ what was sampled
+
+    def add_completions(self, prompt: Prompt, completions: Sequence[Completion], round: int = 0) -> int:
+        """Store an item and return its id; the same prompt, texts and round a second time change nothing."""
+        with self.write() as connection:
+            return _add_item(connection, prompt, completions, round)
+
+    def items(self, round: int | None = None) -> list[Item]:
+        """All items (of one round), in the order in which they were stored."""
+        wanted = sa.true() if round is None else items.c.round == round
+        with self.read() as connection:
+            texts = _completions_of(connection, wanted)
+            rows = connection.execute(sa.select(items).where(wanted).order_by(items.c.id)).all()
+        return [Item(row.id, row.prompt, tuple(texts[row.id]), row.round) for row in rows]
+
+    def counts(self) -> Counts:
+        """Sizes of the tables; superseded and undone rankings do not count."""
+        by_annotator = (
+            sa.select(assignments.c.annotator, sa.func.count())
+            .join(rankings, rankings.c.assignment_id == assignments.c.id)
+            .where(rankings.c.active)
+            .group_by(assignments.c.annotator)
+            .order_by(assignments.c.annotator)
+        )
+        with self.read() as connection:
+            annotators = {row[0]: row[1] for row in connection.execute(by_annotator)}
+            return Counts(
+                items=connection.scalars(sa.select(sa.func.count()).select_from(items)).one(),
+                completions=connection.scalars(sa.select(sa.func.count()).select_from(completions)).one(),
+                rankings=sum(annotators.values()),
+                annotators=annotators,
+            )
+
+    # -------------------------------------------------------------------------------------------- what was said
+
+    def rankings(self, annotators: Sequence[str] | None = None, rounds: Sequence[int] | None = None) -> list[Ranking]:
+        """The rankings that stand, ordered by round, item and annotator however they came in."""
+        wanted = sa.true() if rounds is None else items.c.round.in_(list(rounds))
+        query = (
+            sa.select(rankings, assignments.c.annotator, items.c.id.label("item"), items.c.prompt, items.c.round)
+            .join(assignments, rankings.c.assignment_id == assignments.c.id)
+            .join(items, assignments.c.item_id == items.c.id)
+            .where(rankings.c.active, wanted)
+            .order_by(items.c.round, items.c.key, assignments.c.annotator)
+        )
+        if annotators is not None:
+            query = query.where(assignments.c.annotator.in_(list(annotators)))
+        with self.read() as connection:
+            texts = _completions_of(connection, wanted)
+            return [_ranking(row, tuple(each.text for each in texts[row.item])) for row in connection.execute(query)]
+
+    def import_rankings(self, incoming: Sequence[Ranking]) -> int:
+        """Take rankings from elsewhere and return how many were new; the same file a second time changes nothing.
+
+        Another ranking by the same annotator of the same completions supersedes the one that stood.
+        """
+        with self.write() as connection:
+            return sum(_import(connection, ranking) for ranking in incoming)
+
+    def export(self, path: str | Path) -> int:
+        """Write the rankings that stand as JSON lines, all or nothing; returns how many."""
+        standing = self.rankings()
+        write_rankings(path, standing)
+        return len(standing)
+
+    def content_hash(self) -> str:
+        """Fingerprint of what the rankings say: not of the file, nor of when and how fast they were given."""
+        lines = (
+            json.dumps(ranking_to_json(replace(ranking, created_at=None, seconds=None)), sort_keys=True)
+            for ranking in self.rankings()
+        )
+        return digest("\n".join(lines))
+
+
+# ------------------------------------------------------------------------------------- steps inside a transaction
+
+
+def insert(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> int:
+    """Insert one row and return its id."""
+    return connection.scalars(sa.insert(table).values(row).returning(table.c.id)).one()
+
+
+def add_event(
+    connection: sa.Connection, kind: str, annotator: str | None = None, item_id: int | None = None, **payload: Any
+) -> int:
+    """Append to the log and return the event's number; events are never changed or removed."""
+    row = {"at": now(), "kind": kind, "annotator": annotator, "item_id": item_id, "payload": payload}
+    return insert(connection, events, row)
+
+
+def add_ranking(connection: sa.Connection, assignment_id: int, idempotency_key: str, judgement: Judgement) -> int:
+    """Store a judgement as the assignment's active ranking, superseding what stood; returns its id."""
+    mine = rankings.c.assignment_id == assignment_id
+    last = connection.scalars(sa.select(sa.func.max(rankings.c.version)).where(mine)).one()
+    connection.execute(sa.update(rankings).where(mine, rankings.c.active).values(active=False))
+    row = {
+        **asdict(judgement),
+        "assignment_id": assignment_id,
+        "idempotency_key": idempotency_key,
+        "version": (last or 0) + 1,
+        "active": True,
+        "created_at": judgement.created_at or now(),
+    }
+    return insert(connection, rankings, row)
+
+
+def now() -> str:
+    """The present moment, as stored: ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Completion], round: int) -> int:
+    if len(texts) < 2:
+        raise DataError(f"an item needs at least 2 completions to rank, this one has {len(texts)}")
+    key = digest(json.dumps([prompt, [each.text for each in texts], round], sort_keys=True, ensure_ascii=False))
+    known = connection.scalars(sa.select(items.c.id).where(items.c.key == key)).one_or_none()
+    if known is not None:
+        return known
+    row = {"key": key, "prompt_key": prompt_key(prompt), "prompt": prompt, "round": round}
+    item_id = insert(connection, items, row)
+    rows = [{**asdict(each), "item_id": item_id, "position": position} for position, each in enumerate(texts)]
+    connection.execute(sa.insert(completions), rows)
+    add_event(connection, "item", item_id=item_id, completions=len(texts))
+    return item_id
+
+
+def _import(connection: sa.Connection, ranking: Ranking) -> bool:
+    key = "import:" + digest(json.dumps(ranking_to_json(ranking), sort_keys=True, ensure_ascii=False))
+    texts = [Completion(text, model="imported", seed=0) for text in ranking.completions]
+    item_id = _add_item(connection, ranking.prompt, texts, ranking.round)
+    mine = sa.and_(assignments.c.item_id == item_id, assignments.c.annotator == ranking.annotator)
+    assignment_id = connection.scalars(sa.select(assignments.c.id).where(mine)).one_or_none()
+    said = connection.execute(sa.select(rankings).where(rankings.c.assignment_id == assignment_id)).all()
+    if any(row.idempotency_key == key or (row.active and _judgement(row) == _judgement(ranking)) for row in said):
+        return False
+    event = add_event(connection, "import", ranking.annotator, item_id)
+    place = {"presented_order": ranking.presented_order, "state": "done", "leased_until": 0.0, "event": event}
+    if assignment_id is None:
+        row = {"item_id": item_id, "annotator": ranking.annotator, **place}
+        assignment_id = insert(connection, assignments, row)
+    else:
+        connection.execute(sa.update(assignments).where(assignments.c.id == assignment_id).values(place))
+    add_ranking(connection, assignment_id, key, _judgement(ranking))
+    return True
+
+
+def _judgement(source: Ranking | sa.Row) -> Judgement:
+    """The part of a ranking, or of its row, that the annotator gave."""
+    values = {each.name: getattr(source, each.name) for each in fields(Judgement)}
+    order = values.pop("presented_order")
+    ranks = tuple(values.pop("ranks"))
+    return Judgement(ranks=ranks, presented_order=None if order is None else tuple(order), **values)
+
+
+def _ranking(row: sa.Row, texts: tuple[str, ...]) -> Ranking:
+    said = vars(_judgement(row))
+    return Ranking(prompt=row.prompt, completions=texts, annotator=row.annotator, round=row.round, **said)
+
+
+def _completions_of(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> dict[int, list[Completion]]:
+    """The completions of the wanted items, by item and in stored order."""
+    query = (
+        sa.select(completions)
+        .join(items, completions.c.item_id == items.c.id)
+        .where(wanted)
+        .order_by(completions.c.item_id, completions.c.position)
+    )
+    found: dict[int, list[Completion]] = {}
+    for row in connection.execute(query):
+        each = Completion(row.text, row.model, row.seed, row.settings, row.finished)
+        found.setdefault(row.item_id, []).append(each)
+    return found
