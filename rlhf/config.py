@@ -402,6 +402,10 @@ class RunConfig:
     name: str = "default"
     runs: str = "runs"
     """Results go to `<runs>/<name>/<stage>`."""
+    seed: int | None = None
+    """Of every stage that does not set its own."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """Of every stage that does not set its own."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     label: LabelConfig = field(default_factory=LabelConfig)
