@@ -95,11 +95,17 @@ class Bar:
 
 
 class _LineBar(Bar):
-    """Plain lines, at a pace that suits a log file."""
+    """Plain lines, at a pace that suits a log file. Within another bar, only what takes long is told."""
+
+    depth = 0
 
     def __init__(self, name: str, total: int | None, done: int) -> None:
         super().__init__(name, total, done)
-        self._print()
+        self._nested = _LineBar.depth > 0
+        _LineBar.depth += 1
+        self._printed_at, self._printed_done = time.monotonic(), done
+        if not self._nested:
+            self._print()
 
     def _print(self) -> None:
         self._printed_at, self._printed_done = time.monotonic(), self.done
@@ -115,11 +121,12 @@ class _LineBar(Bar):
         waited = time.monotonic() - self._printed_at
         share = (self.done - self._printed_done) / self.total if self.total else 0.0
         soon = share >= LINE_EVERY_SHARE and waited >= LINE_AT_LEAST_SECONDS
-        if self.done == self.total or waited >= LINE_EVERY_SECONDS or soon:
+        if waited >= LINE_EVERY_SECONDS or (not self._nested and (soon or self.done == self.total)):
             self._print()
 
     def _close(self, *, finished: bool) -> None:
-        if finished and self._printed_done != self.done:
+        _LineBar.depth -= 1
+        if finished and not self._nested and self._printed_done != self.done:
             self._print()
 
 
@@ -171,6 +178,8 @@ class _TerminalBar(Bar):
         if self._terminal.open_bars == 0:
             self._terminal.live.stop()
             _terminal = None
+        else:
+            self._terminal.live.remove_task(self._task)  # or forty rollouts would leave forty rows
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import numbers
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,3 +74,24 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="utf-8", errors="replace")
     os.replace(temporary, path)
+
+
+def plain_number(value: Any) -> float | int:
+    """A Python number from a number of any library (numpy scalar, tensor of one element)."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value)
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for a NaN or an infinity, which JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain_cell(value: Any) -> Any:
+    """A text, number, bool or None; anything else as JSON text."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Number) or (hasattr(value, "item") and getattr(value, "ndim", 1) == 0):
+        return finite(plain_number(value))
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import numbers
 import os
 import secrets
 import time
@@ -35,7 +33,10 @@ from rlhf.run_folder import (
     WANDB_ID,
     append_record,
     cut_after,
+    finite,
     open_to_append,
+    plain_cell,
+    plain_number,
     read_json,
     write_atomically,
     write_json,
@@ -107,14 +108,14 @@ class Tracker:
             return
         self._step = step
         values = {name: plain_number(metrics[name]) for name in sorted(metrics)}
-        append_record(self._metrics, {"step": step} | {name: _finite(value) for name, value in values.items()})
+        append_record(self._metrics, {"step": step} | {name: finite(value) for name, value in values.items()})
         self._wandb.do(lambda run: run.log(values | {"step": step}))
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, step: int) -> None:
         """Record rows of texts and numbers, such as samples: `samples.jsonl`, and a table in wandb."""
         if self._metrics is None:
             return
-        cells = [[_cell(value) for value in row] for row in rows]
+        cells = [[plain_cell(value) for value in row] for row in rows]
         with open_to_append(self.folder / SAMPLES) as file:
             for row in cells:
                 append_record(file, dict(zip(columns, row, strict=True)) | {"step": step, "table": name})
@@ -133,7 +134,7 @@ class Tracker:
         """The numbers that remain of the run, in `summary.json`; later values replace earlier ones of the same name."""
         if self._metrics is None:
             return
-        self._summary |= {name: _cell(value) for name, value in values.items()}
+        self._summary |= {name: plain_cell(value) for name, value in values.items()}
         write_json(self.folder / SUMMARY, dict(sorted(self._summary.items())))
         self._wandb.do(lambda run: run.summary.update(self._summary))
 
@@ -167,12 +168,16 @@ class _Wandb:
     @classmethod
     def start(cls, folder: Path, stage: str, settings: dict[str, Any], tracking: Tracking, mode: str) -> _Wandb:
         """Open (or continue) the folder's run; offline where online fails."""
-        for attempt in dict.fromkeys((mode, "offline")):
-            try:
-                return cls(_init_wandb(folder, stage, settings, tracking, attempt))
-            except Exception as error:  # wandb's own errors have no common base, and none may end a training
-                say(f"wandb: {attempt} run not started ({_first_line(error)})")
-        return cls(None)
+        try:
+            return cls(_init_wandb(folder, stage, settings, tracking, mode))
+        except Exception as error:  # wandb's own errors have no common base, and none may end a training
+            if mode == "offline":
+                say(f"wandb: going on without it ({_first_line(error)})")
+                return cls(None)
+            say(f"wandb: recording offline, as the server is not reached ({_first_line(error)})")
+        os.environ["WANDB_MODE"] = "offline"  # so that the stages after this one do not wait in vain too
+        _stop_wandb()  # its service holds the run's id until it ends
+        return cls.start(folder, stage, settings, tracking, "offline")
 
     def do(self, action: Callable[[Any], object]) -> None:
         """Run `action` on the wandb run, if there is one that works."""
@@ -211,13 +216,6 @@ def resolved(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def plain_number(value: Any) -> float | int:
-    """A Python number from a number of any library (numpy scalar, tensor of one element)."""
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return float(value)
-
-
 def _init_wandb(folder: Path, stage: str, settings: dict[str, Any], tracking: Tracking, mode: str) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -252,6 +250,12 @@ def _init_wandb(folder: Path, stage: str, settings: dict[str, Any], tracking: Tr
     run.define_metric("episode")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _stop_wandb() -> None:
+    import wandb
+
+    wandb.teardown()
 
 
 def _wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
@@ -296,16 +300,3 @@ def _to_yaml(settings: dict[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(value: Any) -> Any:
-    """A text, number, bool or None; anything else as JSON text."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, numbers.Number) or (hasattr(value, "item") and getattr(value, "ndim", 1) == 0):
-        return _finite(plain_number(value))
-    return json.dumps(value, ensure_ascii=False, default=str)
