@@ -1,0 +1,1 @@
+"""Runs that can be repeated: each folder holds its data, configs and what came out."""

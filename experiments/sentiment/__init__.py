@@ -1,0 +1,1 @@
+"""The demo: positive film reviews from simulated annotators' rankings."""
