@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import inspect
 import os
 import shutil
 from collections.abc import Iterable
@@ -199,6 +200,12 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+def keeps_logits(model: Any) -> bool:
+    """Whether the model can run its head on the last positions only (`logits_to_keep`)."""
+    inner = model.get_base_model() if _is_peft(model) else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
 def layers_of(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The stack of transformer layers and the module that holds it."""
     depth = model.config.get_text_config().num_hidden_layers
@@ -228,15 +235,14 @@ def trunk_hash(model: Any) -> tuple[str | None, int]:
 def save_model(model: Any, tokenizer: Any, folder: Path, *, contract: Contract) -> None:
     """Write an ordinary Hugging Face or PEFT folder with its contract, aside first and then renamed.
 
-    An adapter on a base that lies in no folder (because it was merged in memory) is merged and written whole.
+    A reward model is always written whole, its adapter merged: transformers alone would load an adapter without the head.
+    So is an adapter on a base that lies in no folder, because it was merged in memory.
     """
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
-    if _is_peft(model) and not model.get_base_model().config._name_or_path:
+    if _is_peft(model) and (hasattr(model, "score") or not model.get_base_model().config._name_or_path):
         model = _merged(copy.deepcopy(model))
-    model.save_pretrained(aside)
-    if _is_peft(model):
-        model.get_base_model().config.save_pretrained(aside)
+    model.save_pretrained(aside)  # no config.json beside an adapter: it would keep transformers from looking for the base
     tokenizer.save_pretrained(aside)
     contract.save(aside)
     shutil.rmtree(folder, ignore_errors=True)
@@ -281,10 +287,8 @@ def _load_trained_classifier(folder: Path) -> Any:
     model = _load(loader, str(base), str(folder), dtype=torch.float32, num_labels=1)
     if is_adapter(folder):
         from peft import PeftModel
-        from transformers import AutoConfig
 
         model = _merged(PeftModel.from_pretrained(model, str(folder)))
-        model.config = AutoConfig.from_pretrained(folder)
     return model
 
 

@@ -86,7 +86,8 @@ def test_probabilities_of_all_orders_add_up_to_one():
 
 
 @pytest.mark.parametrize(
-    "ranks", [(1, 2, 3, 4), (4, 1, 2, 3), (1, 1, 2, 3), (1, 2, 2, 3), (1, 1, 1, 2), (2, 2, 1, 2), (1, 1, 2, 2), (2, 0, 1, 2)]
+    "ranks",
+    [(1, 2, 3, 4), (4, 1, 2, 3), (1, 1, 2, 3), (1, 2, 2, 3), (1, 1, 1, 2), (2, 2, 1, 2), (1, 1, 2, 2), (2, 0, 1, 2)],
 )
 def test_plackett_luce_with_ties_is_the_product_of_enumerated_events(ranks):
     scores = (0.3, -1.2, 2.0, 0.9)

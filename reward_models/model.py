@@ -1,0 +1,147 @@
+"""A reward model in use: text in, calibrated scores out.
+
+The model reads prompt + completion + EOS, and its score is the head's output at that EOS. It reads the same of a
+completion that was cut off at the token limit: whether a completion ended by itself is not the reward model's to judge
+(PPO has `missing_eos_penalty`). A completion longer than the limit of training is cut as it was in training; EOS stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf import contract as contracts
+from rlhf.config import Precision
+from rlhf.contract import Contract, check_same_template
+from rlhf.models import autocast, compute_dtype, device, is_classifier, load_classifier, load_tokenizer
+from rlhf.sequences import length_mask, pad_rows
+from rlhf.text import encode_completion, encode_prompt
+from rlhf.types import ContractError, DataError, Prompt
+
+
+class RewardModel:
+    """Scores completions: a `rlhf.types.RewardFn` on a frozen sequence classifier with one output.
+
+    `(raw - score_mean) / score_std`, with the two constants in the model's `config.json`, puts the completions that were
+    ranked at mean 0 and standard deviation 1.
+    """
+
+    def __init__(
+        self,
+        classifier: Any,
+        tokenizer: Any,
+        *,
+        contract: Contract | None = None,
+        precision: Precision = "auto",
+        batch_size: int = 32,
+    ) -> None:
+        """`contract` brings the token limit of training; `batch_size` is how many sequences are forwarded together."""
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.contract = contract
+        self.batch_size = batch_size
+        self._dtype = compute_dtype(precision, _device_of(classifier))
+        self.score_mean, self.score_std = calibration(classifier)
+
+    @staticmethod
+    def load(folder: str | Path, *, precision: Precision = "auto", batch_size: int = 32) -> RewardModel:
+        """The reward model in a folder. Raises ContractError for a model without a trained score."""
+        folder = Path(folder)
+        if folder.is_dir() and not is_classifier(folder):
+            raise ContractError(
+                f"{folder} is a language model without a score: train a reward model with `rlhf reward`"
+            )
+        tokenizer = load_tokenizer(str(folder))
+        classifier = load_classifier(str(folder), tokenizer).to(device())
+        contract = contracts.load(folder)
+        return RewardModel(classifier, tokenizer, contract=contract, precision=precision, batch_size=batch_size)
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        """One calibrated score per completion, in the order given."""
+        return ((self.raw_scores(prompts, completions) - self.score_mean) / self.score_std).tolist()
+
+    def raw_scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Tensor:
+        """(N,) the classifier's own logits, fp32, on the CPU. Raises DataError for lists of different lengths."""
+        if len(prompts) != len(completions):
+            raise DataError(f"{len(prompts)} prompts for {len(completions)} completions: give one of each")
+        limit = self.contract.max_completion_tokens if self.contract else None
+        rows = [
+            encode_prompt(self.tokenizer, prompt) + encode_completion(self.tokenizer, completion, max_tokens=limit)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return scores_of(
+            self.classifier, rows, pad=self.tokenizer.pad_token_id, dtype=self._dtype, batch_size=self.batch_size
+        )
+
+    def check_policy(self, policy: Contract, *, name: str) -> None:
+        """Refuse a policy whose conversations this model would read differently; raises ContractError."""
+        if self.contract is not None:
+            check_same_template(self.contract, policy, mine_name="the reward model", theirs_name=name)
+
+
+def sequence_scores(classifier: Any, rows: Sequence[Sequence[int]], *, pad: int, dtype: torch.dtype) -> Tensor:
+    """(B,) scores at each row's last token, fp32, with gradient where weights are trained.
+
+    Equal to what the classifier itself returns, but the head is computed at that one position and in fp32 always: in
+    bf16, scores near 4 would come in steps of 1/64, and completions that differ by less would be tied.
+    """
+    whole = unwrapped(classifier)
+    where = _device_of(whole)
+    lengths = torch.tensor([len(row) for row in rows], device=where)
+    ids = pad_rows(rows, pad=pad, side="right").to(where)
+    mask = length_mask(lengths, ids.shape[1]).long()
+    with autocast(where, dtype):
+        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    last = hidden[torch.arange(len(rows), device=where), lengths - 1]
+    with torch.autocast(where.type, enabled=False):
+        return whole.score(last.float()).squeeze(-1)
+
+
+@torch.no_grad()
+def scores_of(
+    classifier: Any, rows: Sequence[Sequence[int]], *, pad: int, dtype: torch.dtype, batch_size: int
+) -> Tensor:
+    """(N,) scores of any number of rows, in the order given, on the CPU; rows of like length are forwarded together."""
+    scores = torch.empty(len(rows))
+    for chunk in _chunks(sorted(range(len(rows)), key=lambda i: len(rows[i])), batch_size):
+        scores[chunk] = sequence_scores(classifier, [rows[i] for i in chunk], pad=pad, dtype=dtype).cpu()
+    return scores
+
+
+def calibration(classifier: Any) -> tuple[float, float]:
+    """(score_mean, score_std) of a classifier; (0, 1) for one that was never calibrated."""
+    config = unwrapped(classifier).config
+    return float(getattr(config, "score_mean", 0.0)), float(getattr(config, "score_std", 1.0))
+
+
+def set_calibration(classifier: Any, raw: Tensor) -> tuple[float, float]:
+    """Write mean and standard deviation of raw scores into the classifier's config; returns them.
+
+    Raises DataError where they cannot be: the scores are not finite, or all the same.
+    """
+    mean, std = raw.double().mean().item(), raw.double().std(correction=0).item()
+    if not (raw.isfinite().all() and std > 0):
+        raise DataError(
+            f"the trained scores have mean {mean:.3g} and standard deviation {std:.3g}, which is of no use as a reward: "
+            "lower learning_rate, or give rankings whose completions differ"
+        )
+    config = unwrapped(classifier).config
+    config.score_mean, config.score_std = mean, std
+    return mean, std
+
+
+def unwrapped(classifier: Any) -> Any:
+    """The classifier itself, adapters in place, without PEFT's wrapper around it."""
+    return classifier.get_base_model() if hasattr(classifier, "peft_config") else classifier
+
+
+def _device_of(classifier: Any) -> torch.device:
+    return next(classifier.parameters()).device
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterable[list[int]]:
+    return (list(items[start : start + size]) for start in range(0, len(items), size))
