@@ -45,7 +45,7 @@ assignments = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("item_id", sa.ForeignKey("items.id"), nullable=False),
     sa.Column("annotator", sa.Text, nullable=False),
-    sa.Column("presented_order", sa.JSON(none_as_null=True), comment="indices of completions as shown"),
+    sa.Column("presented_order", sa.JSON, nullable=False, comment="indices of completions as shown"),
     sa.Column("state", sa.Text, nullable=False, comment="open, done or skipped"),
     sa.Column("leased_until", sa.Float, nullable=False, comment="unix time until which an open one holds its place"),
     sa.Column("event", sa.Integer, nullable=False, comment="the last event that touched it"),

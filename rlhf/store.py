@@ -237,7 +237,8 @@ def _import(connection: sa.Connection, ranking: Ranking) -> bool:
     if any(row.idempotency_key == key or (row.active and _judgement(row) == _judgement(ranking)) for row in said):
         return False
     event = add_event(connection, "import", ranking.annotator, item_id)
-    place = {"presented_order": ranking.presented_order, "state": "done", "leased_until": 0.0, "event": event}
+    order = ranking.presented_order or tuple(range(len(texts)))
+    place = {"presented_order": order, "state": "done", "leased_until": 0.0, "event": event}
     if assignment_id is None:
         row = {"item_id": item_id, "annotator": ranking.annotator, **place}
         assignment_id = insert(connection, assignments, row)

@@ -1,0 +1,133 @@
+"""Annotators with a known utility, in the place of people. They rank through the service, as the page does.
+
+An annotator sees each completion's utility with noise of their own, likes what stands first on the page a little more,
+and ties what they cannot tell apart. What an annotator says of an item depends on the seed alone, not on the turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from labeling_ui.service import LabelService, Task
+from rlhf.config import Simulation
+from rlhf.data import prompt_key, resolve
+from rlhf.progress import Bar
+from rlhf.store import Item
+from rlhf.types import DataError, Prompt
+
+Utility = Callable[[Prompt, str], float]
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """One simulated person; all numbers in standard deviations of the utility."""
+
+    name: str
+    temperature: float
+    position_bias: float
+    tie_threshold: float
+    seed: int
+
+    def rank(self, task: Task, utilities: Sequence[float]) -> list[list[int]]:
+        """Tiers of places on the page, best first, from the utility at each place."""
+        last = max(len(utilities) - 1, 1)
+        noise = {text: self._noise(task.prompt, text) for text in task.completions}  # the same text, the same thought
+        seen = [
+            utility + self.temperature * noise[text] + self.position_bias * (0.5 - place / last)
+            for place, (text, utility) in enumerate(zip(task.completions, utilities, strict=True))
+        ]
+        return _tiers(seen, self.tie_threshold)
+
+    def _noise(self, prompt: Prompt, text: str) -> float:
+        return float(_generator(self.seed, self.name, prompt_key(prompt), text).standard_normal())
+
+
+def simulate(service: LabelService, config: Simulation, bar: Bar | None = None) -> int:
+    """Let the annotators rank, taking turns, until nothing is left for any of them; returns how many rankings.
+
+    Raises ConfigError where the utility cannot be found, DataError where it does not return finite numbers.
+    """
+    judge = _Judge(resolve(config.utility), config.utility, service.store.items(service.policy.round))
+    waiting = annotators(config)
+    done = 0
+    while waiting:
+        waiting = [each for each in waiting if _turn(service, each, judge)]
+        done += len(waiting)
+        if bar is not None and waiting:
+            bar.advance(len(waiting))
+    return done
+
+
+def annotators(config: Simulation) -> list[Annotator]:
+    """The simulated people of a configuration; they differ in how noisy they are."""
+    names = [f"simulated-{number}" for number in range(1, config.annotators + 1)]
+    return [
+        Annotator(
+            name,
+            config.temperature * math.exp(config.temperature_spread * _generator(config.seed, name).standard_normal()),
+            config.position_bias,
+            config.tie_threshold,
+            config.seed,
+        )
+        for name in names
+    ]
+
+
+def _turn(service: LabelService, annotator: Annotator, judge: _Judge) -> bool:
+    task = service.next_task(annotator.name)
+    if task is None:
+        return False
+    tiers = annotator.rank(task, [judge(task.prompt, text) for text in task.completions])
+    service.submit(annotator.name, task.id, task.key, tiers)
+    return True
+
+
+class _Judge:
+    """The utility in standard deviations among the completions of a prompt; computed once for each text."""
+
+    def __init__(self, utility: Utility, name: str, items: Sequence[Item]) -> None:
+        self._utility, self._name = utility, name
+        self._known: dict[tuple[str, str], float] = {}
+        values = [[self._raw(item.prompt, each.text) for each in item.completions] for item in items]
+        self._scale = _pooled_deviation(values)
+
+    def __call__(self, prompt: Prompt, text: str) -> float:
+        return self._raw(prompt, text) / self._scale
+
+    def _raw(self, prompt: Prompt, text: str) -> float:
+        place = (prompt_key(prompt), text)
+        if place not in self._known:
+            value = self._utility(prompt, text)
+            if not isinstance(value, int | float | np.number) or not math.isfinite(value):
+                raise DataError(f"{self._name} returned {value!r} for {text[:60]!r}: it must return a finite number")
+            self._known[place] = float(value)
+        return self._known[place]
+
+
+def _pooled_deviation(values: Sequence[Sequence[float]]) -> float:
+    """Standard deviation about each prompt's own mean; raises DataError where nothing differs."""
+    squares = [(value - float(np.mean(row))) ** 2 for row in values for value in row]
+    freedom = sum(len(row) - 1 for row in values)
+    if not squares or math.sqrt(sum(squares)) <= 1e-9 * max(abs(value) for row in values for value in row):
+        raise DataError("the utility is the same for all completions of each prompt: there is nothing to rank by")
+    return math.sqrt(sum(squares) / freedom)
+
+
+def _tiers(seen: Sequence[float], threshold: float) -> list[list[int]]:
+    """Places by falling value; a place no further than `threshold` below the first of a tier belongs to it."""
+    tiers: list[list[int]] = []
+    for place in sorted(range(len(seen)), key=lambda place: -seen[place]):
+        if tiers and seen[tiers[-1][0]] - seen[place] <= threshold:
+            tiers[-1].append(place)
+        else:
+            tiers.append([place])
+    return tiers
+
+
+def _generator(*key: object) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16]))
