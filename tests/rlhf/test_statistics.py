@@ -68,14 +68,15 @@ def test_bootstrap_agrees_with_scipy_where_prompts_are_single() -> None:
     assert found.value == pytest.approx(values.mean(), abs=1e-14)
 
 
-def test_bootstrap_of_three_prompts_equals_full_enumeration() -> None:
-    values, prompts = np.array([1.0, 0.0, 0.5, 1.0, 1.0, 0.0]), np.array([7, 7, 9, 9, 9, 4])
-    clusters = [values[prompts == p] for p in (7, 9, 4)]
-    means = [np.concatenate([clusters[i] for i in draw]).mean() for draw in itertools.product(range(3), repeat=3)]
-    found = win_rate(values, prompts, resamples=20_000)
-    # 27 equally likely draws: the interval's ends are quantiles of this discrete distribution
-    assert found.low == pytest.approx(np.quantile(means, 0.025, method="inverted_cdf"), abs=1e-12)
-    assert found.high == pytest.approx(np.quantile(means, 0.975, method="inverted_cdf"), abs=1e-12)
+def test_bootstrap_of_unequal_prompts_equals_full_enumeration() -> None:
+    clusters = [[1.0], [0.0] * 9, [0.5, 1.0, 0.5], [1.0, 1.0, 0.0, 0.0, 1.0, 1.0], [0.0]]
+    prompts = np.repeat([7, 9, 4, 1, 3], [len(cluster) for cluster in clusters])
+    means = [
+        np.concatenate([clusters[i] for i in draw]).mean() for draw in itertools.product(range(5), repeat=5)
+    ]  # all 3125 draws of five prompts, each as likely as the others
+    found = win_rate(np.concatenate(clusters), prompts, resamples=40_000)
+    assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.01)
+    assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.01)
 
 
 def test_bootstrap_covers_at_its_level_where_prompts_differ() -> None:
@@ -123,6 +124,8 @@ def test_calibration_error_by_hand() -> None:
     seen = [1, 1, 0, 0, 1, 0, 0, 0]
     assert expected_calibration_error(stated, seen) == pytest.approx(0.5 * 0.3)
     assert expected_calibration_error([1.0, 0.0], [1, 0]) == 0.0
+    # bins of .85 and .95 do not cancel each other out
+    assert expected_calibration_error([0.85, 0.95], [0, 1]) == pytest.approx((0.85 + 0.05) / 2)
     assert math.isnan(expected_calibration_error([], []))
 
 
