@@ -8,21 +8,22 @@ its traceback. Parsing imports neither torch nor anything else that is heavy.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlhf import config
 from rlhf.types import ConfigError, UserError
 
-STAGES = {
-    "sft": ("SFTConfig", "rlhf.sft", "fine-tune a model on demonstrations"),
-    "sample": ("SampleConfig", "rlhf.sample", "write K completions per prompt into the label store"),
-    "label": ("LabelConfig", "labeling_ui.stage", "open the page on which people rank them (or simulate annotators)"),
-    "reward": ("RewardConfig", "reward_models.stage", "train a reward model on the rankings"),
-    "ppo": ("PPOConfig", "rlhf.ppo", "optimise the policy against the reward"),
-    "evaluate": ("EvaluateConfig", "rlhf.evaluation", "compare two policies on held-out prompts"),
+STAGES: dict[str, tuple[type, str]] = {
+    "sft": (config.SFTConfig, "fine-tune a model on demonstrations"),
+    "sample": (config.SampleConfig, "write K completions per prompt into the label store"),
+    "label": (config.LabelConfig, "open the page on which people rank them (or simulate annotators)"),
+    "reward": (config.RewardConfig, "train a reward model on the rankings"),
+    "ppo": (config.PPOConfig, "optimise the policy against the reward"),
+    "evaluate": (config.EvaluateConfig, "compare two policies on held-out prompts"),
 }
-"""Command -> (config class in rlhf.config, module whose `run(config)` does the work, what it does)."""
 
 USAGE = """\
 usage: rlhf COMMAND [--config FILE.yaml] [--key value ...]
@@ -50,13 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlhf {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nStopped. To go on from the last checkpoint, repeat: rlhf {' '.join(arguments)}", file=sys.stderr)
+        print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
         return 130
     return 0
 
 
+def _resuming(arguments: Sequence[str]) -> str:
+    """The command line that goes on: without `--from` and `--only`, which would start their stage anew."""
+    kept: list[str] = []
+    forced = ("--from", "--only")
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before not in forced and argument not in forced and not argument.startswith(("--from=", "--only=")):
+            kept.append(argument)
+    return shlex.join(kept)
+
+
 def _usage() -> str:
-    return USAGE.format(stages="\n".join(f"  {name:9} {what}" for name, (_, _, what) in STAGES.items())).rstrip()
+    return USAGE.format(stages="\n".join(f"  {name:9} {what}" for name, (_, what) in STAGES.items())).rstrip()
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
@@ -73,29 +84,22 @@ def _command(name: str) -> Callable[[list[str]], None]:
 
 
 def _stage(name: str, arguments: list[str]) -> None:
-    from importlib import import_module
+    from rlhf import pipeline, settings
 
-    from rlhf import config, settings
-
-    config_class, module, _ = STAGES[name]
-    parsed, _ = settings.parse(getattr(config, config_class), arguments, command=name)
-    import_module(module).run(parsed)
+    parsed, _ = settings.parse(STAGES[name][0], arguments, command=name)
+    pipeline.run_stage(name, parsed)
 
 
 def _run(arguments: list[str]) -> None:
-    from rlhf import settings
-    from rlhf.config import STAGES as ORDER
-    from rlhf.config import RunConfig
+    from rlhf import pipeline, settings
 
     choices = {
-        "from": (ORDER, "start at this stage and run it and all after it again, changed or not"),
-        "to": (ORDER, "stop after this stage"),
-        "only": (ORDER, "run this stage only, changed or not"),
+        "from": (config.STAGES, "start at this stage and run it and all after it again, changed or not"),
+        "to": (config.STAGES, "stop after this stage"),
+        "only": (config.STAGES, "run this stage only, changed or not"),
     }
-    config, chosen = settings.parse(RunConfig, arguments, command="run", choices=choices)
-    from rlhf import pipeline
-
-    pipeline.run(config, start=chosen["from"], stop=chosen["to"], only=chosen["only"])
+    parsed, chosen = settings.parse(config.RunConfig, arguments, command="run", choices=choices)
+    pipeline.run(parsed, start=chosen["from"], stop=chosen["to"], only=chosen["only"])
 
 
 def _report(arguments: list[str]) -> None:
@@ -105,9 +109,9 @@ def _report(arguments: list[str]) -> None:
         return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise ConfigError(f"one run folder is needed\n{usage}")
-    from rlhf import report
-
     folder = Path(arguments[0])
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder: give the folder of a run, such as runs/default")
+    from rlhf import report
+
     print(report.render(folder))

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random model made on the spot (no downloads), and a process in which torch cannot be imported."""
+"""Shared fixtures: a tiny random model made on the spot (no downloads), and a process that cannot import torch."""
 
 from __future__ import annotations
 

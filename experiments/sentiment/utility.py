@@ -1,7 +1,7 @@
 """What the simulated annotators like: positive sentiment, by a lexicon that people rated (VADER).
 
-It stands in for people in two places only: as the annotators' taste, and as the judge that evaluates the result. Nothing
-that trains may call it; the reward is the model trained on the rankings.
+It stands in for people in two places only: as the annotators' taste, and as the judge that evaluates the result.
+Nothing that trains may call it; the reward is the model trained on the rankings.
 """
 
 from __future__ import annotations
