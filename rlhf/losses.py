@@ -32,7 +32,8 @@ def policy_loss(
 
     `dual_clip` bounds the loss at dual_clip * |A| where A < 0 and the ratio r runs away (Ye et al. 2020, eq. 5).
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    # exp overflows at 88 in fp32, and an infinite ratio gives NaN gradients even where clipping would give 0
+    ratio = torch.exp((logprobs - old_logprobs).clamp(max=80))
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     loss = torch.maximum(plain, clipped)
@@ -52,6 +53,7 @@ def value_loss(
     plain = (values - returns) ** 2
     if cliprange_value is None:
         return TokenLoss(0.5 * plain, torch.zeros_like(plain, dtype=torch.bool))
-    near_old = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    # not old + clamp(new - old), which rounds: an unclipped prediction must stay the very same number
+    near_old = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
     clipped = (near_old - returns) ** 2
     return TokenLoss(0.5 * torch.maximum(plain, clipped), clipped > plain)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -29,12 +29,18 @@ class Sequences:
 
     @staticmethod
     def from_lists(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, pad: int) -> Sequences:
-        """Pad lists of token ids into one batch."""
+        """Pad lists of token ids into one batch. Raises ValueError for a row without tokens."""
+        for name, rows in (("prompt", prompts), ("completion", completions)):
+            empty = [i for i, row in enumerate(rows) if not len(row)]
+            if empty:
+                raise ValueError(
+                    f"{name} {empty[0]} has no tokens: every prompt and every completion needs at least one"
+                )
         return Sequences(
             prompt_ids=pad_rows(prompts, pad=pad, side="left"),
-            prompt_lengths=torch.tensor([len(row) for row in prompts]),
+            prompt_lengths=torch.tensor([len(row) for row in prompts], dtype=torch.long),
             completion_ids=pad_rows(completions, pad=pad, side="right"),
-            completion_lengths=torch.tensor([len(row) for row in completions]),
+            completion_lengths=torch.tensor([len(row) for row in completions], dtype=torch.long),
         )
 
     def __len__(self) -> int:
@@ -76,10 +82,12 @@ class Sequences:
         return replace(self, **{name: v.to(device) for name, v in tensors.items() if isinstance(v, Tensor)})
 
 
-def pad_rows(rows: Sequence[Sequence[int]], *, pad: int, side: str) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], *, pad: int, side: Literal["left", "right"]) -> Tensor:
     """(B, longest) integers from ragged rows."""
     width = max((len(row) for row in rows), default=0)
-    padded = [[pad] * (width - len(row)) + [*row] if side == "left" else [*row] + [pad] * (width - len(row)) for row in rows]
+    padded = [
+        [pad] * (width - len(row)) + [*row] if side == "left" else [*row] + [pad] * (width - len(row)) for row in rows
+    ]
     return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
 
 

@@ -7,7 +7,6 @@ Token ids are never derived from masks, nor masks from token ids.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -19,20 +18,20 @@ PAD_CANDIDATES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|e
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Ids of a prompt, ready for a completion to follow: exactly one BOS where the tokenizer uses one, no EOS.
+    """Ids of a prompt, ready for a completion to follow: exactly one BOS where the tokenizer uses one, no EOS after it.
 
+    The BOS is there whether the text or the chat template spells it out or leaves it to the tokenizer.
     Raises ContractError for a conversation on a tokenizer without chat template.
     """
     if isinstance(prompt, str):
-        bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-        return bos + _plain(tokenizer, prompt)
+        return _with_bos(tokenizer, _plain(tokenizer, prompt))
     if not tokenizer.chat_template:
         raise ContractError(
-            "the prompt is a conversation, but this model's tokenizer has no chat template: use a model that has one, or "
-            "give prompts as plain text"
+            "the prompt is a conversation, but this model's tokenizer has no chat template: use a model that has one, "
+            "or give prompts as plain text"
         )
     rendered = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return _plain(tokenizer, rendered)
+    return _with_bos(tokenizer, _plain(tokenizer, rendered))
 
 
 def encode_completion(tokenizer: Any, completion: str, *, max_tokens: int | None = None) -> list[int]:
@@ -61,7 +60,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], *, max_tokens: int
     if encoded and not kept:
         shortest = min(map(len, encoded))
         raise DataError(
-            f"every prompt is longer than max_prompt_tokens = {max_tokens} (the shortest has {shortest} tokens): raise it"
+            f"every prompt is longer than max_prompt_tokens = {max_tokens} (the shortest has {shortest}): raise it"
         )
     return [encoded[i] for i in kept], kept
 
@@ -106,11 +105,15 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
+def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_token_id
+    return [bos, *ids] if adds_bos(tokenizer) and ids[:1] != [bos] else ids
+
+
 def _canonical(tokenizer: Any) -> str:
     """What decides the ids of a text: the tokenizer's own description, without its padding and truncation state."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    description = copy.copy(json.loads(backend.to_str()))
-    description.update(padding=None, truncation=None)
+    description = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     return json.dumps(description, sort_keys=True)
