@@ -20,8 +20,8 @@ FILE_NAME = "contract.json"
 class Contract:
     """What a model was trained to read and write.
 
-    `trunk_hash` names the weights that stay frozen below the top `total_layers - trunk_depth` layers; models that share it
-    (and `tokenizer_hash`) may share those layers' hidden states.
+    `trunk_hash` names the weights of the embedding and the lowest `trunk_depth` layers, which stay frozen; models that
+    share it (and `tokenizer_hash`) may share those layers' hidden states.
     """
 
     tokenizer_hash: str

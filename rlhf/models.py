@@ -164,8 +164,8 @@ def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 def choose_trainable(model: Any, trainable: Trainable | None) -> Any:
     """Mark what is trained (see `rlhf.config.Trainable`); returns the model, wrapped by PEFT under `lora`.
 
-    A LM head that shares the embeddings' weights is frozen with the layers, or untied when it is itself what is trained:
-    otherwise the embeddings below the frozen layers would move. Raises ConfigError for more layers than there are.
+    A LM head that shares the embeddings' weights is frozen with the layers, or untied when it is itself what is
+    trained: otherwise the embeddings below the frozen layers would move. Raises ConfigError for more layers than there are.
     """
     if trainable == "lora" or isinstance(trainable, Lora):
         return _with_adapter(model, Lora() if trainable == "lora" else trainable)
@@ -235,14 +235,16 @@ def trunk_hash(model: Any) -> tuple[str | None, int]:
 def save_model(model: Any, tokenizer: Any, folder: Path, *, contract: Contract) -> None:
     """Write an ordinary Hugging Face or PEFT folder with its contract, aside first and then renamed.
 
-    A reward model is always written whole, its adapter merged: transformers alone would load an adapter without the head.
+    A reward model is always written whole, its adapter merged: transformers alone would load it without the head.
     So is an adapter on a base that lies in no folder, because it was merged in memory.
     """
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     if _is_peft(model) and (hasattr(model, "score") or not model.get_base_model().config._name_or_path):
         model = _merged(copy.deepcopy(model))
-    model.save_pretrained(aside)  # no config.json beside an adapter: it would keep transformers from looking for the base
+    model.save_pretrained(
+        aside
+    )  # no config.json beside an adapter: it would keep transformers from looking for the base
     tokenizer.save_pretrained(aside)
     contract.save(aside)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,140 @@
+"""Policy and value as one module: a batch of sequences in, one number per completion token out.
+
+Everything that PPO compares (old, new and reference logprobs) comes from this one forward pass, at one temperature and
+in one precision. Dropout is off because the module stays in evaluation mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlhf import ops
+from rlhf.models import autocast, keeps_logits
+from rlhf.sequences import Sequences
+
+
+class TokenOutputs(NamedTuple):
+    """Per completion token (B, T); what stands outside the completion mask is meaningless."""
+
+    logprobs: Tensor
+    """Of the completion's own tokens, at the module's temperature."""
+    entropy: Tensor
+    """Of the next-token distribution, in nats; carries no gradient."""
+    values: Tensor
+    """Expected return before each token; zeros without a value model."""
+
+
+class TokenModel(Protocol):
+    """What `rollout` and `ppo` need of a policy with its value: `ActorCritic`, or a table of logits in a test."""
+
+    def __call__(self, batch: Sequences, *, train_policy: bool = True) -> TokenOutputs: ...
+
+
+class ActorCritic(nn.Module):
+    """A causal language model with a value head, a separate value model, or no value at all (the reference)."""
+
+    def __init__(self, policy: Any, value: ValueHead | ValueModel | None, *, temperature: float, dtype: torch.dtype):
+        super().__init__()
+        self.policy = policy
+        self.value = value
+        self.temperature = temperature
+        self.dtype = dtype
+        self.eval()
+
+    def forward(self, batch: Sequences, *, train_policy: bool = True) -> TokenOutputs:
+        """Logprobs, entropy and values of the completion's tokens.
+
+        With `train_policy=False` no gradient flows into the policy or its trunk: the warm-up of a new value head.
+        """
+        width = batch.completion_ids.shape[1]
+        inputs = batch.model_inputs()
+        with nullcontext() if train_policy else torch.no_grad(), autocast(inputs["input_ids"].device, self.dtype):
+            logits, hidden = _logits_and_hidden(self.policy, inputs, width)
+        logprobs = ops.token_logprobs(logits, batch.completion_ids, temperature=self.temperature)
+        with torch.no_grad():
+            entropy = ops.entropy(logits, temperature=self.temperature)
+        return TokenOutputs(logprobs, entropy, self._values(hidden, inputs, logprobs))
+
+    def _values(self, hidden: Tensor, inputs: dict[str, Tensor], logprobs: Tensor) -> Tensor:
+        if self.value is None:
+            return torch.zeros_like(logprobs)
+        if isinstance(self.value, ValueHead):
+            return self.value(hidden)
+        with autocast(hidden.device, self.dtype):
+            return self.value(inputs, hidden.shape[1])
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Trained weights of the policy."""
+        return [weight for weight in self.policy.parameters() if weight.requires_grad]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Trained weights of the value head or model."""
+        return [] if self.value is None else [weight for weight in self.value.parameters() if weight.requires_grad]
+
+
+class ValueHead(nn.Module):
+    """A linear read-out of the policy's last hidden state; 0 everywhere before training."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T) values in fp32 from hidden states (B, T, D), whatever precision those are in."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
+
+
+class ValueModel(nn.Module):
+    """A critic with a trunk of its own."""
+
+    def __init__(self, backbone: Any, head: ValueHead):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    @staticmethod
+    def from_classifier(classifier: Any) -> ValueModel:
+        """Start from a reward model: its trunk, and its head with the calibration folded in (InstructGPT)."""
+        inner = classifier.get_base_model() if hasattr(classifier, "peft_config") else classifier
+        score = inner.score
+        weight = next(w for name, w in score.named_parameters() if name.endswith("weight"))
+        mean, std = getattr(inner.config, "score_mean", 0.0), getattr(inner.config, "score_std", 1.0)
+        head = ValueHead(weight.shape[1])
+        head.linear.weight.data = weight.detach().clone() / std
+        head.linear.bias.data.fill_(-mean / std)
+        return ValueModel(inner.base_model, head)
+
+    def forward(self, inputs: dict[str, Tensor], width: int) -> Tensor:
+        """(B, width) values at the last `width` positions."""
+        return self.head(self.backbone(**inputs).last_hidden_state[:, -width:])
+
+
+def _logits_and_hidden(policy: Any, inputs: dict[str, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) and the hidden states (B, T, D) they are read from, at the T last positions.
+
+    The head runs on those positions only; what it was fed is the final hidden state of any architecture.
+    """
+    with _input_of(policy.get_output_embeddings()) as captured:
+        if keeps_logits(policy):
+            logits = policy(**inputs, logits_to_keep=width, use_cache=False).logits
+        else:
+            logits = policy(**inputs, use_cache=False).logits[:, -width:]
+    return logits, captured[0][:, -width:]
+
+
+@contextmanager
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    captured: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    try:
+        yield captured
+    finally:
+        handle.remove()

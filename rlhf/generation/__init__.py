@@ -1,0 +1,38 @@
+"""One protocol for engines that continue prompts, and the plain one behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class Generated(NamedTuple):
+    """One sampled completion."""
+
+    ids: list[int]
+    """The sampled token ids, the one that ended it included."""
+    logprobs: list[float]
+    """Of those tokens, as the sampler saw them, at the sampling temperature."""
+    finished: bool
+    """Whether it ended by itself rather than at the limit."""
+
+
+class Engine(Protocol):
+    """Draws completions from softmax(logits / temperature): no top-k, no top-p, no penalties."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[Generated]:
+        """One completion of at most `max_tokens` ids for each prompt, in the order given."""
+        ...
+
+    def sync(self) -> None:
+        """Take over the policy's present weights."""
+        ...

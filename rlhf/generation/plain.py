@@ -1,0 +1,105 @@
+"""The plain engine: the transformers model and its own cache, one token a step, finished rows leave the batch.
+
+It decodes by itself rather than through `generate`, which applies whatever a checkpoint's generation config holds
+(top-k 50 among it) and would make the sampled distribution differ from the one that the loss assumes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.generation import Generated
+from rlhf.models import keeps_logits
+from rlhf.sequences import length_mask, pad_rows
+
+
+class PlainEngine:
+    """Samples from a causal language model, in a bf16 copy of it where that is the precision to compute in."""
+
+    def __init__(
+        self, policy: Any, *, eos_token_ids: Sequence[int], pad_token_id: int, dtype: torch.dtype, batch_size: int
+    ):
+        self._policy = policy
+        self._eos = frozenset(eos_token_ids)
+        self._pad = pad_token_id
+        self._batch_size = batch_size
+        self._model = policy if dtype == torch.float32 else copy.deepcopy(policy).to(dtype)
+        self._model.eval()
+        self._options = {"use_cache": True} | ({"logits_to_keep": 1} if keeps_logits(policy) else {})
+
+    def sync(self) -> None:
+        """Copy the policy's trained weights into the sampling copy."""
+        if self._model is self._policy:
+            return
+        with torch.no_grad():
+            for theirs, mine in zip(self._policy.parameters(), self._model.parameters(), strict=True):
+                if theirs.requires_grad:
+                    mine.copy_(theirs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[Generated]:
+        """See `Engine.generate`. Every row has its own random numbers, so it does not depend on its neighbours."""
+        uniforms = torch.rand(len(prompts), max_tokens, generator=generator, dtype=torch.float64)
+        by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        results: dict[int, Generated] = {}
+        for start in range(0, len(prompts), self._batch_size):
+            rows = by_length[start : start + self._batch_size]
+            batch = self._decode([prompts[i] for i in rows], uniforms[rows], temperature)
+            results.update(zip(rows, batch, strict=True))
+        return [results[i] for i in range(len(prompts))]
+
+    def _decode(self, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Generated]:
+        device = self._model.device
+        ids: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        active = list(range(len(prompts)))
+        uniforms = uniforms.to(device)
+        inputs = pad_rows(prompts, pad=self._pad, side="left").to(device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        mask = length_mask(lengths, inputs.shape[1]).flip(1).long()
+        positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+        for step in range(uniforms.shape[1]):
+            out = self._model(
+                input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, **self._options
+            )
+            tokens, chosen = sample(out.logits[:, -1], uniforms[:, step], temperature=temperature)
+            for row, token, logprob in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
+                ids[row].append(token)
+                logprobs[row].append(logprob)
+            keep = [i for i, row in enumerate(active) if ids[row][-1] not in self._eos]
+            if not keep:
+                break
+            cache = out.past_key_values
+            if len(keep) < len(active):
+                chosen_rows = torch.tensor(keep, device=device)
+                cache.batch_select_indices(chosen_rows)
+                tokens, mask, uniforms, lengths = (x[chosen_rows] for x in (tokens, mask, uniforms, lengths))
+                active = [active[i] for i in keep]
+            inputs = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            positions = (lengths + step)[:, None]
+        return [Generated(row, lp, row[-1] in self._eos) for row, lp in zip(ids, logprobs, strict=True)]
+
+
+def sample(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) drawn from softmax(logits / temperature) by inverting its distribution function, and their logprobs.
+
+    One uniform number in [0, 1) a row instead of one per vocabulary entry. The sum runs in fp64: over 50,000 entries
+    fp32 would lose the rare ones.
+    """
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    cumulative = logprobs.exp().double().cumsum(-1)
+    tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)

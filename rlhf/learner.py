@@ -1,0 +1,107 @@
+"""What a PPO run changes from step to step, and how it is written down so that a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlhf import checkpoint
+from rlhf.actor_critic import ActorCritic
+from rlhf.checkpoint import Checkpoint
+
+
+class Learner:
+    """Policy and value with their optimiser and learning-rate schedule, and the policy's moving average if wanted.
+
+    `model` is the module itself; `forward` is what accelerate made of it (the same thing in one process).
+    """
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        *,
+        learning_rate: float,
+        value_learning_rate: float,
+        steps: int,
+        schedule: Literal["linear", "constant"] = "linear",
+        ema_decay: float | None = None,
+        accelerator: Accelerator,
+    ):
+        self.model = model
+        self.accelerator = accelerator
+        groups = [
+            {"params": model.policy_parameters(), "lr": learning_rate},
+            {"params": model.value_parameters(), "lr": value_learning_rate},
+        ]
+        # Adam's epsilon and second moment as in Llama-2's PPO: see science.md 1a, row 4, on 1e-8 being too eager early
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
+        )
+        scale = (lambda step: 1 - step / steps) if schedule == "linear" else (lambda step: 1.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        self.forward, self.optimizer = accelerator.prepare(model, optimizer)
+        self._ema_decay = ema_decay
+        self.ema = {name: w.detach().clone() for name, w in self._policy_weights().items()} if ema_decay else {}
+
+    def after_optimizer_step(self) -> None:
+        """Let the moving average follow the policy."""
+        for name, weight in self._policy_weights().items() if self.ema else ():
+            self.ema[name].lerp_(weight.detach(), 1 - (self._ema_decay or 0))
+
+    def use_average(self) -> None:
+        """Put the moving average, where there is one, in the policy's place: the result of the run."""
+        with torch.no_grad():
+            for name, weight in self._policy_weights().items() if self.ema else ():
+                weight.copy_(self.ema[name])
+
+    def save(self, folder: Path, step: int, numbers: dict[str, Any]) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        weights: dict[str, dict[str, Tensor]] = {"policy": dict(self._policy_weights()), "value": self._value_weights()}
+        if self.ema:
+            weights["ema"] = self.ema
+        states = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": checkpoint.random_states(),
+        }
+        checkpoint.save(folder, step, weights=weights, states=states, numbers=numbers)
+
+    def restore(self, saved: Checkpoint) -> dict[str, Any]:
+        """Go back to a checkpoint; returns its plain numbers."""
+        _load(self._policy_weights(), saved.weights("policy"))
+        _load(self._value_weights(), saved.weights("value"))
+        if self.ema:
+            self.ema = {name: w.to(self.accelerator.device) for name, w in saved.weights("ema").items()}
+        states = saved.states()
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.schedule.load_state_dict(states["schedule"])
+        checkpoint.restore_random_states(states["random"])
+        return saved.numbers()
+
+    def save_value(self, folder: Path) -> None:
+        """Keep the value head or model beside the policy: a later run can go on from it."""
+        if self.model.value is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors = {name: w.detach().cpu().contiguous() for name, w in self._value_weights().items()}
+            save_file(tensors, folder / "value.safetensors")
+
+    def _policy_weights(self) -> dict[str, Tensor]:
+        return {name: w for name, w in self.model.policy.named_parameters() if w.requires_grad}
+
+    def _value_weights(self) -> dict[str, Tensor]:
+        value = self.model.value
+        return {} if value is None else {name: w for name, w in value.named_parameters() if w.requires_grad}
+
+
+@torch.no_grad()
+def _load(weights: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(saved[name])

@@ -1,0 +1,377 @@
+"""Proximal policy optimisation from a reward, held near a reference by KL.
+
+Schulman et al. 2017 with the details of Ziegler et al. 2019 and Stiennon et al. 2020. `train` is the loop; its steps
+are `rollout.collect` and `update.update`. `run` is the stage: it loads, trains, and leaves an ordinary model folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from rlhf import alarms, checkpoint, data, models, rollout, text
+from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
+from rlhf.config import PPOConfig, needed
+from rlhf.contract import Contract
+from rlhf.contract import load as load_contract
+from rlhf.generation.plain import PlainEngine
+from rlhf.learner import Learner
+from rlhf.progress import progress, say
+from rlhf.rollout import Rollout, Shaping, collect
+from rlhf.sequences import Sequences
+from rlhf.tracking import Tracker
+from rlhf.types import Prompt, RewardFn, UserError, prompt_text
+from rlhf.update import UpdateSettings, reducer, update
+
+
+class KLController(Protocol):
+    """Sets the weight of the KL penalty for the next rollout."""
+
+    value: float
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Learn the mean KL per sequence (nats) of the last `episodes` completions."""
+        ...
+
+
+class FixedKL:
+    """The weight stays."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Nothing to learn."""
+
+
+class AdaptiveKL:
+    """Proportional control towards `target` nats per sequence, eq. 3 of Ziegler et al. 2019."""
+
+    def __init__(self, value: float, *, target: float, horizon: int):
+        self.value = value
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, kl: float, episodes: int) -> None:
+        """value *= 1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon"""
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.value *= 1 + error * episodes / self.horizon
+
+
+# ---------------------------------------------------------------- the loop
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What a run leaves behind."""
+
+    policy: Any
+    """The trained model, in memory."""
+    model_folder: Path
+    """The same on disk, as an ordinary Hugging Face or PEFT folder."""
+    metrics: dict[str, float]
+    """Of the last step."""
+
+
+def train(
+    config: PPOConfig,
+    *,
+    policy: Any,
+    tokenizer: Any,
+    reward: RewardFn,
+    prompts: Sequence[Prompt],
+    value: ValueHead | ValueModel | None = None,
+) -> PPOResult:
+    """Optimise `policy` (its trainable weights) against `reward` on `prompts`, and write the run to `config.output`.
+
+    `policy` is also the reference: a frozen copy is taken at the start. `value=None` makes a new value head on the
+    policy's trunk, or none at all with `extras.rloo_samples`. An interrupted run goes on from its last checkpoint, and
+    ends as if it had never stopped. Raises UserError for prompts or rewards that cannot be used.
+    """
+    folder, steps = Path(config.output), config.total_episodes // config.batch_size
+    task = _Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
+    saved = checkpoint.latest(folder / "checkpoints")
+    state = task.learner.restore(saved) if saved else {"step": 0, "kl_coef": config.kl_coef, "running": {}}
+    kl_controller = _kl_controller(config, state["kl_coef"])
+    metrics, running = state.get("metrics", {}), state["running"]
+    with (
+        Tracker(
+            folder, stage="ppo", config=config, tracking=config.tracking, resume_step=saved.step if saved else None
+        ) as tracker,
+        progress("ppo", total=steps, done=state["step"]) as bar,
+    ):
+        for step in range(state["step"], steps):
+            started = time.perf_counter()
+            batch = task.rollout(step, kl_coef=kl_controller.value)
+            sampled = time.perf_counter()
+            updated = task.update(step, batch)
+            metrics = {
+                **rollout.metrics(batch, kl_coef=kl_controller.value, reduce=task.reduce),
+                **updated,
+                "objective/kl_coef": kl_controller.value,
+                "lr": task.learner.schedule.get_last_lr()[0],
+                "episode": (step + 1) * config.batch_size,
+            }
+            running = running or {name: metrics[name] for name in alarms.COMPARED_WITH_START}
+            kl_controller.update(metrics["objective/kl"], config.batch_size)
+            task.learner.schedule.step()
+            tracker.log(metrics | _timings(started, sampled, config.batch_size), step=step + 1)
+            _report_samples(tracker, batch, step + 1, steps)
+            _raise_alarms(tracker, metrics, running)
+            bar.advance(1, score=metrics["objective/scores"], kl=metrics["objective/kl"])
+            if (step + 1) % config.save_every == 0 or step + 1 == steps:
+                task.learner.save(
+                    folder / "checkpoints",
+                    step + 1,
+                    {"kl_coef": kl_controller.value, "running": running, "metrics": metrics},
+                )
+        return _finish(task, config, metrics, tracker)
+
+
+class _Task:
+    """The parts of one run, put together once; `rollout` and `update` are the two halves of a step."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        *,
+        policy: Any,
+        tokenizer: Any,
+        reward: RewardFn,
+        prompts: Sequence[Prompt],
+        value: ValueHead | ValueModel | None,
+    ):
+        self.accelerator = Accelerator(mixed_precision="no")  # autocast is ours: see ActorCritic
+        self.config, self.tokenizer, self.reward = config, tokenizer, reward
+        self.reduce = reducer(self.accelerator)
+        device = self.accelerator.device
+        dtype = models.compute_dtype(config.precision, device)
+        ids, kept = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
+        self.prompts, self.prompt_ids = [prompts[i] for i in kept], ids
+        if len(kept) < len(prompts):
+            say(
+                f"ppo: {len(prompts) - len(kept)} of {len(prompts)} prompts are longer than max_prompt_tokens: left out"
+            )
+        self.contract = models.model_contract(
+            policy,
+            tokenizer,
+            max_prompt_tokens=config.max_prompt_tokens,
+            max_completion_tokens=config.max_completion_tokens,
+        )
+        policy.to(device).eval()
+        if value is None and config.extras.rloo_samples is None:
+            value = ValueHead(policy.get_output_embeddings().weight.shape[1])
+        ref_policy = models.frozen_copy(policy)
+        self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype)
+        self.learner = Learner(
+            ActorCritic(policy, value, temperature=config.temperature, dtype=dtype).to(device),
+            learning_rate=config.learning_rate,
+            value_learning_rate=_value_learning_rate(config, value),
+            steps=config.total_episodes // config.batch_size,
+            schedule=config.schedule,
+            ema_decay=config.extras.ema_decay,
+            accelerator=self.accelerator,
+        )
+        self.engine = PlainEngine(
+            policy,
+            eos_token_ids=self.contract.eos_token_ids,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=dtype,
+            batch_size=config.rollout_batch_size,
+        )
+        self.demonstrations = _demonstrations(config, tokenizer)
+        self.settings = UpdateSettings(
+            num_ppo_epochs=config.num_ppo_epochs,
+            num_mini_batches=config.num_mini_batches,
+            micro_batch_size=config.micro_batch_size,
+            cliprange=config.cliprange,
+            cliprange_value=config.cliprange_value,
+            vf_coef=config.vf_coef,
+            max_grad_norm=config.max_grad_norm,
+            dual_clip=config.extras.dual_clip,
+            target_kl=config.extras.target_kl,
+            ptx_coef=config.extras.ptx_coef,
+        )
+
+    def rollout(self, step: int, *, kl_coef: float) -> Rollout:
+        """Completions of this step's prompts, ready for the update. Each process takes its share of the batch."""
+        config, rank = self.config, self.accelerator.process_index
+        samples = config.extras.rloo_samples or 1
+        chosen = prompt_indices(len(self.prompts), step, config.batch_size // samples, seed=config.seed)
+        rows = [index for index in chosen for _ in range(samples)]
+        share = config.batch_size // self.accelerator.num_processes
+        rows = rows[rank * share : (rank + 1) * share]
+        return collect(
+            prompts=[self.prompts[i] for i in rows],
+            prompt_ids=[self.prompt_ids[i] for i in rows],
+            engine=self.engine,
+            decode=lambda ids: text.decode_completion(self.tokenizer, ids),
+            reward=self.reward,
+            model=self.learner.forward,
+            ref_model=self.ref_model,
+            shaping=Shaping(
+                kl_coef=kl_coef,
+                gamma=config.gamma,
+                lam=config.lam,
+                whiten_rewards=config.whiten_rewards,
+                missing_eos_penalty=config.missing_eos_penalty,
+                rloo_samples=config.extras.rloo_samples,
+            ),
+            max_tokens=config.max_completion_tokens,
+            temperature=config.temperature,
+            micro_batch_size=config.micro_batch_size,
+            pad_token_id=self.tokenizer.pad_token_id,
+            generator=_generator(config.seed, "rollout", step, rank),
+            device=self.accelerator.device,
+            reduce=self.reduce,
+        )
+
+    def update(self, step: int, batch: Rollout) -> dict[str, float]:
+        """Optimise on the rollout; the first `value_warmup_steps` fit the value only."""
+        config = self.config
+        has_value = self.learner.model.value is not None
+        return update(
+            self.learner,
+            batch,
+            settings=self.settings,
+            generator=_generator(config.seed, "update", step),
+            train_policy=not has_value or step >= config.value_warmup_steps,
+            ptx_batches=self._ptx_batches(step) if config.extras.ptx_coef else None,
+        )
+
+    def _ptx_batches(self, step: int) -> Iterator[Sequences]:
+        """Endless random demonstrations, one micro-batch for each optimiser step."""
+        generator = _generator(self.config.seed, "ptx", step, self.accelerator.process_index)
+        while True:
+            rows = torch.randint(len(self.demonstrations), (self.config.micro_batch_size,), generator=generator)
+            prompts, completions = zip(*(self.demonstrations[i] for i in rows.tolist()), strict=True)
+            batch = Sequences.from_lists(prompts, completions, pad=self.tokenizer.pad_token_id)
+            yield batch.to(self.accelerator.device)
+
+
+def prompt_indices(count: int, step: int, size: int, *, seed: int) -> list[int]:
+    """Which of `count` prompts step number `step` uses: every prompt once an epoch, each epoch in another order.
+
+    A function of the step alone: the data cursor of a checkpoint is its step.
+    """
+    wanted = range(step * size, (step + 1) * size)
+    orders = {
+        epoch: torch.randperm(count, generator=_generator(seed, "prompts", epoch)).tolist()
+        for epoch in {position // count for position in wanted}
+    }
+    return [orders[position // count][position % count] for position in wanted]
+
+
+# ---------------------------------------------------------------- the stage
+
+
+def run(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) -> PPOResult:
+    """The stage behind `rlhf ppo`. `load_reward` turns `config.reward` into a function and checks its text contract."""
+    source = needed(config.model, "model", "the policy to start from")
+    reward_source = needed(config.reward, "reward", "the reward to optimise")
+    prompts_source = needed(config.prompts, "prompts", "the prompts to train on")
+    prompts = data.distinct(data.read_prompts(prompts_source, config.columns))
+    training, _ = data.split(prompts, config.held_out, key=lambda prompt: prompt)
+    tokenizer = models.load_tokenizer(source)
+    policy = models.load_policy(source, tokenizer, trainable=config.trainable)
+    contract = models.model_contract(
+        policy,
+        tokenizer,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_completion_tokens=config.max_completion_tokens,
+    )
+    reward = load_reward(reward_source, contract)
+    value = _separate_critic(config, policy, tokenizer) if config.value == "separate" else None
+    return train(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=training, value=value)
+
+
+def _separate_critic(config: PPOConfig, policy: Any, tokenizer: Any) -> ValueModel:
+    """A critic from the reward model where that reads the same tokens, else from the policy."""
+    folder = Path(config.reward or "")
+    theirs, mine = load_contract(folder), load_contract(models.local_source(config.model or ""))
+    if theirs and mine and theirs.shares_text_with(mine) and models.is_classifier(folder):
+        return ValueModel.from_classifier(models.load_classifier(str(folder), tokenizer, trainable=config.trainable))
+    twin = models.trainable_copy(policy)
+    backbone = (twin.get_base_model() if hasattr(twin, "peft_config") else twin).base_model
+    return ValueModel(backbone, ValueHead(policy.get_output_embeddings().weight.shape[1]))
+
+
+def _demonstrations(config: PPOConfig, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    if not config.extras.ptx_coef:
+        return []
+    shown = data.read_demonstrations(needed(config.extras.ptx_data, "extras.ptx_data", "the demonstrations to mix in"))
+    training, _ = data.split(shown, config.held_out, key=lambda d: d.prompt)
+    encode = text.encode_completion
+    pairs = [
+        (
+            text.encode_prompt(tokenizer, d.prompt),
+            encode(tokenizer, d.completion, max_tokens=config.max_completion_tokens),
+        )
+        for d in training
+    ]
+    return [(prompt, completion) for prompt, completion in pairs if len(prompt) <= config.max_prompt_tokens]
+
+
+def _kl_controller(config: PPOConfig, value: float) -> KLController:
+    if config.kl_target is None:
+        return FixedKL(value)
+    return AdaptiveKL(value, target=config.kl_target, horizon=config.kl_horizon)
+
+
+def _value_learning_rate(config: PPOConfig, value: object) -> float:
+    if config.value_learning_rate is not None:
+        return config.value_learning_rate
+    return config.learning_rate * (10 if isinstance(value, ValueHead) else 1)
+
+
+def _generator(*parts: object) -> torch.Generator:
+    return torch.Generator().manual_seed(checkpoint.seed_of(*parts))
+
+
+def _timings(started: float, sampled: float, episodes: int) -> dict[str, float]:
+    now = time.perf_counter()
+    return {
+        "timing/rollout_seconds": sampled - started,
+        "timing/update_seconds": now - sampled,
+        "timing/eps": episodes / (now - started),
+    }
+
+
+def _report_samples(tracker: Tracker, batch: Rollout, step: int, steps: int) -> None:
+    """A table of samples about ten times a run."""
+    if step != 1 and step != steps and step % max(steps // 10, 1):
+        return
+    kl = batch.kl.tolist()
+    rows = [
+        (prompt_text(batch.prompts[i]), batch.completions[i], float(batch.scores[i]), kl[i], bool(batch.finished[i]))
+        for i in range(min(8, len(batch)))
+    ]
+    tracker.table("samples", ("prompt", "completion", "score", "kl", "finished"), rows, step=step)
+
+
+def _raise_alarms(tracker: Tracker, metrics: dict[str, float], at_start: dict[str, float]) -> None:
+    broken = alarms.not_finite(metrics)
+    if broken:
+        raise UserError(
+            f"{', '.join(broken)} became NaN or infinite: the last checkpoint is sound; lower learning_rate, run again"
+        )
+    for alarm in alarms.alarms(metrics, at_start):
+        tracker.alert(alarm.title, alarm.advice)
+
+
+def _finish(task: _Task, config: PPOConfig, metrics: dict[str, float], tracker: Tracker) -> PPOResult:
+    folder = Path(config.output) / "model"
+    task.learner.use_average()
+    policy = task.learner.model.policy
+    if task.accelerator.is_main_process:
+        models.save_model(policy, task.tokenizer, folder, contract=task.contract)
+        task.learner.save_value(Path(config.output) / "value")
+    tracker.summary({name: value for name, value in metrics.items() if not name.startswith("timing/")})
+    task.accelerator.wait_for_everyone()
+    return PPOResult(policy, folder, metrics)

@@ -1,0 +1,252 @@
+"""The rollout: completions of a batch of prompts with everything that one PPO update needs to know about them.
+
+`collect` reads in the order of the algorithm: sample, score, measure under policy and reference, shape rewards,
+estimate advantages. Shapes: B completions, T completion tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf import ops
+from rlhf.actor_critic import TokenModel, TokenOutputs
+from rlhf.generation import Engine
+from rlhf.sequences import Sequences
+from rlhf.statistics import distinct_n
+from rlhf.types import Prompt, RewardFn, UserError
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How scores and logprobs become advantages."""
+
+    kl_coef: float
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    missing_eos_penalty: float = 0.0
+    rloo_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Rollout(Sequences):
+    """Completions of one batch, measured by the policy that wrote them. Nothing in it carries a gradient."""
+
+    finished: Tensor
+    """(B,) whether the completion ended by itself."""
+    scores: Tensor
+    """(B,) what the reward function said."""
+    logprobs: Tensor
+    """(B, T) under the policy before the update: the old logprobs of the ratio."""
+    ref_logprobs: Tensor
+    sampler_logprobs: Tensor
+    """(B, T) as the engine saw them while decoding; for comparison only."""
+    entropy: Tensor
+    values: Tensor
+    rewards: Tensor
+    """(B, T) -kl_coef * KL on every token, the score (less the penalty for a missing EOS) on the last."""
+    advantages: Tensor
+    """(B, T) whitened over all tokens of the batch and of all processes."""
+    returns: Tensor
+    prompts: tuple[Prompt, ...] = ()
+    completions: tuple[str, ...] = ()
+
+    @property
+    def kl(self) -> Tensor:
+        """(B,) k1 estimate of KL(policy || reference) of each sequence, in nats."""
+        return ops.masked(ops.kl_k1(self.logprobs, self.ref_logprobs), self.completion_mask).sum(1)
+
+
+def collect(
+    *,
+    prompts: Sequence[Prompt],
+    prompt_ids: Sequence[Sequence[int]],
+    engine: Engine,
+    decode: Callable[[Sequence[int]], str],
+    reward: RewardFn,
+    model: TokenModel,
+    ref_model: TokenModel,
+    shaping: Shaping,
+    max_tokens: int,
+    temperature: float,
+    micro_batch_size: int,
+    pad_token_id: int,
+    generator: torch.Generator,
+    device: torch.device | None = None,
+    reduce: ops.Reduce = ops.alone,
+) -> Rollout:
+    """Sample one completion per prompt and prepare the update. Raises UserError for a reward that cannot be used."""
+    # 1. sample
+    engine.sync()
+    sampled = engine.generate(prompt_ids, max_tokens=max_tokens, temperature=temperature, generator=generator)
+    sequences = Sequences.from_lists(prompt_ids, [s.ids for s in sampled], pad=pad_token_id).to(
+        device or torch.device("cpu")
+    )
+    completions = tuple(decode(s.ids) for s in sampled)
+    finished = torch.tensor([s.finished for s in sampled], device=device)
+    # 2. score
+    scores = torch.tensor(checked_scores(reward, prompts, completions), device=device)
+    # 3. measure, in the very micro-batches that the update will forward
+    micro_batches = partition(sequences, micro_batch_size)
+    policy = measure(model, sequences, micro_batches)
+    reference = measure(ref_model, sequences, micro_batches)
+    # 4. shape rewards and estimate advantages
+    rewards, advantages, returns = advantages_of(
+        sequences,
+        scores=scores - shaping.missing_eos_penalty * (~finished),
+        logprobs=policy.logprobs,
+        ref_logprobs=reference.logprobs,
+        values=policy.values,
+        shaping=shaping,
+        reduce=reduce,
+    )
+    return Rollout(
+        **vars(sequences),
+        finished=finished,
+        scores=scores,
+        logprobs=policy.logprobs,
+        ref_logprobs=reference.logprobs,
+        sampler_logprobs=_padded([s.logprobs for s in sampled]).to(policy.logprobs),
+        entropy=policy.entropy,
+        values=policy.values,
+        rewards=rewards,
+        advantages=advantages,
+        returns=returns,
+        prompts=tuple(prompts),
+        completions=completions,
+    )
+
+
+def advantages_of(
+    sequences: Sequences,
+    *,
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    values: Tensor,
+    shaping: Shaping,
+    reduce: ops.Reduce = ops.alone,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-token rewards, whitened advantages and returns, each (B, T)."""
+    mask = sequences.completion_mask
+    rewards = ops.shaped_rewards(
+        scores=scores, kl=ops.kl_k1(logprobs, ref_logprobs), mask=mask, kl_coef=shaping.kl_coef
+    )
+    if shaping.whiten_rewards:  # the mean stays: taking it away would reward or punish length
+        rewards = ops.whiten(rewards, mask, shift_mean=False, reduce=reduce)
+    if shaping.rloo_samples is None:
+        advantages, returns = ops.gae(rewards=rewards, values=values, mask=mask, gamma=shaping.gamma, lam=shaping.lam)
+    else:
+        of_sequence = ops.rloo_advantages(rewards.sum(1), shaping.rloo_samples)
+        advantages = ops.masked(of_sequence[:, None].expand_as(rewards), mask)
+        returns = advantages
+    return rewards, ops.whiten(advantages, mask, reduce=reduce), returns
+
+
+def checked_scores(reward: RewardFn, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+    """The scores, after making sure that there is one finite number per completion; raises UserError otherwise."""
+    name = getattr(reward, "__name__", type(reward).__name__)
+    try:
+        scores = [float(score) for score in reward(list(prompts), list(completions))]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the reward {name} failed on {len(completions)} completions with {type(error).__name__}: {error}"
+        ) from error
+    if len(scores) != len(completions):
+        raise UserError(f"the reward {name} returned {len(scores)} scores for {len(completions)} completions")
+    for completion, score in zip(completions, scores, strict=True):
+        if not math.isfinite(score):
+            raise UserError(
+                f"the reward {name} returned {score} for the completion {completion[:80]!r}: scores must be finite"
+            )
+    return scores
+
+
+def partition(sequences: Sequences, micro_batch_size: int) -> list[Tensor]:
+    """Rows of each micro-batch: neighbours in length, so that little padding is forwarded; the last may be smaller.
+
+    The same split measures the old logprobs and runs the update. A row's logprobs depend on its batch in the last bits,
+    and in bf16 in more than those; with one split the ratio of the first minibatch is exactly 1.
+    """
+    lengths = sequences.prompt_lengths + sequences.completion_lengths
+    return list(lengths.argsort(stable=True).split(micro_batch_size))
+
+
+@torch.no_grad()
+def measure(model: TokenModel, sequences: Sequences, micro_batches: Sequence[Tensor]) -> TokenOutputs:
+    """Logprobs, entropy and values (B, T) of all sequences, 0 outside the completions, without gradient."""
+    outputs: TokenOutputs | None = None
+    for rows in micro_batches:
+        batch = sequences.select(rows)
+        measured = model(batch)
+        if outputs is None:
+            empty = torch.zeros(sequences.completion_ids.shape, dtype=measured.logprobs.dtype, device=rows.device)
+            outputs = TokenOutputs(empty, empty.clone(), empty.clone())
+        for whole, part in zip(outputs, measured, strict=True):
+            whole[rows, : part.shape[1]] = ops.masked(part, batch.completion_mask)
+    assert outputs is not None, "a rollout has at least one sequence"
+    return outputs
+
+
+def metrics(rollout: Rollout, *, kl_coef: float, reduce: ops.Reduce = ops.alone) -> dict[str, float]:
+    """What a dashboard shows of a rollout, under the names of TRL's last PPO trainer where it had one.
+
+    Means over the sequences of all processes; KL in nats per sequence; `objective/entropy` is the sequence's summed
+    -logprob as in TRL, `policy/entropy_avg` the exact entropy per token. Quantiles are of this process.
+    """
+    mask, kl, lengths = rollout.completion_mask, rollout.kl, rollout.completion_lengths.double()
+    k3 = ops.masked(ops.kl_k3(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
+    quantiles = torch.tensor([0.05, 0.95], dtype=torch.float64, device=mask.device)
+
+    def mean(x: Tensor) -> Tensor:
+        return ops.masked_mean(x.double(), torch.ones_like(x, dtype=torch.bool), reduce=reduce)
+
+    def token_mean(x: Tensor) -> Tensor:
+        return ops.masked_mean(x, mask, reduce=reduce)
+
+    scores = rollout.scores.double()
+    found: dict[str, Any] = {
+        "objective/kl": mean(kl),
+        "objective/kl_k3": mean(k3),
+        "objective/kl_per_token": mean(kl) / mean(lengths),
+        "objective/kl_max_seq": kl.max(),
+        "objective/entropy": -mean(ops.masked(rollout.logprobs, mask).sum(1)),
+        "objective/non_score_reward": -kl_coef * mean(kl),
+        "objective/scores": mean(scores),
+        "objective/scores_std": (mean(scores**2) - mean(scores) ** 2).clamp(min=0).sqrt(),
+        "objective/scores_p5": scores.quantile(quantiles[0]),
+        "objective/scores_p95": scores.quantile(quantiles[1]),
+        "objective/rlhf_reward": mean(scores) - kl_coef * mean(kl),
+        "policy/entropy_avg": token_mean(rollout.entropy),
+        "returns/mean": token_mean(rollout.returns),
+        "returns/var": ops.masked_var(rollout.returns, mask, reduce=reduce),
+        "val/mean": token_mean(rollout.values),
+        "val/var_explained": explained_variance(rollout.values, rollout.returns, mask, reduce=reduce),
+        "val/num_eos_tokens": reduce(rollout.finished.sum()),
+        "gen/eos_rate": mean(rollout.finished),
+        "gen/length_mean": mean(lengths),
+        "gen/length_p95": lengths.quantile(quantiles[1]),
+        "gen/distinct2": distinct_n(rollout.completions, 2),
+        "gen/sampler_logprob_gap": token_mean(rollout.logprobs - rollout.sampler_logprobs),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: ops.Reduce = ops.alone) -> Tensor:
+    """1 - mean squared error / variance of the returns, over the mask; 0 where the returns do not vary."""
+    variance = ops.masked_var(returns, mask, reduce=reduce)
+    error = ops.masked_mean((returns - values) ** 2, mask, reduce=reduce)
+    return torch.where(variance > 0, 1 - error / variance, torch.zeros_like(variance))
+
+
+def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])

@@ -1,0 +1,210 @@
+"""One PPO update: a rollout in, optimiser steps on policy and value out.
+
+The loss is a sum over tokens divided by the token count of the whole optimiser batch, over micro-batches and processes,
+so that every token weighs the same however the batch was split (science.md section 2, environment A').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf import ops, rollout
+from rlhf.actor_critic import TokenModel
+from rlhf.learner import Learner
+from rlhf.losses import policy_loss, value_loss
+from rlhf.rollout import Rollout
+from rlhf.sequences import Sequences
+
+SAME_POLICY_TOLERANCE = 1e-5
+"""Largest |log ratio| before the first optimiser step; more means that something changed besides the weights."""
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a rollout is turned into optimiser steps."""
+
+    num_ppo_epochs: int
+    num_mini_batches: int
+    micro_batch_size: int
+    cliprange: float
+    cliprange_value: float | None
+    vf_coef: float
+    max_grad_norm: float
+    dual_clip: float | None = None
+    target_kl: float | None = None
+    ptx_coef: float = 0.0
+
+
+class TokenSums:
+    """Running sums over tokens, so that a metric is the same for any split into micro-batches."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+
+    def add(self, mask: Tensor, **per_token: Tensor) -> None:
+        """Add every quantity over the tokens of the mask."""
+        for name, value in {**per_token, "tokens": torch.ones_like(mask)}.items():
+            total = ops.masked(value.detach().double(), mask).sum()
+            self.totals[name] = self.totals.get(name, torch.zeros_like(total)) + total
+
+    def means(self, reduce: ops.Reduce) -> dict[str, float]:
+        """Mean of every quantity over all tokens of all processes."""
+        tokens = float(reduce(self.totals["tokens"]))
+        return {name: float(reduce(total)) / tokens for name, total in self.totals.items() if name != "tokens"}
+
+
+def update(
+    learner: Learner,
+    batch: Rollout,
+    *,
+    settings: UpdateSettings,
+    generator: torch.Generator,
+    train_policy: bool = True,
+    ptx_batches: Iterator[Sequences] | None = None,
+) -> dict[str, float]:
+    """Run `num_ppo_epochs` over the rollout in minibatches; returns the metrics of the update.
+
+    With `train_policy=False` only the value is fitted (warm-up). Raises RuntimeError when the first minibatch does not
+    find the policy that wrote the rollout.
+    """
+    accelerator, reduce = learner.accelerator, reducer(learner.accelerator)
+    micro_batches = rollout.partition(batch, settings.micro_batch_size)
+    sums, norms, skipped = TokenSums(), [], 0
+    for epoch in range(settings.num_ppo_epochs):
+        of_epoch = TokenSums()
+        for number, group in enumerate(deal(micro_batches, settings.num_mini_batches, generator)):
+            tokens = int(reduce(batch.completion_mask[torch.cat(group)].sum()))
+            for position, rows in enumerate(group):
+                with _sync_only_last(learner, position, len(group)):
+                    loss = minibatch_loss(
+                        learner.forward,
+                        batch.select(rows),
+                        settings=settings,
+                        train_policy=train_policy,
+                        sums=(sums, of_epoch),
+                        must_be_same_policy=train_policy and epoch == 0 and number == 0,
+                    )
+                    accelerator.backward(loss * accelerator.num_processes / tokens)
+            if ptx_batches is not None and train_policy:
+                accelerator.backward(settings.ptx_coef * demonstration_loss(learner.forward, next(ptx_batches)))
+            norm = optimizer_step(learner, settings.max_grad_norm)
+            norms.append(norm)
+            skipped += norm is None
+        if settings.target_kl is not None and of_epoch.means(reduce)["approxkl"] > settings.target_kl:
+            break
+    return _update_metrics(sums.means(reduce), [n for n in norms if n is not None], skipped)
+
+
+def minibatch_loss(
+    model: TokenModel,
+    batch: Rollout,
+    *,
+    settings: UpdateSettings,
+    train_policy: bool,
+    sums: Sequence[TokenSums],
+    must_be_same_policy: bool,
+) -> Tensor:
+    """Loss summed over the tokens of one micro-batch; the caller divides by the tokens of the optimiser batch."""
+    mask = batch.completion_mask
+    out = model(batch, train_policy=train_policy)
+    log_ratio = ops.masked(out.logprobs - batch.logprobs, mask)
+    if must_be_same_policy:
+        _check_same_policy(log_ratio)
+    policy = policy_loss(
+        logprobs=ops.masked(out.logprobs, mask),
+        old_logprobs=batch.logprobs,
+        advantages=batch.advantages,
+        cliprange=settings.cliprange,
+        dual_clip=settings.dual_clip,
+    )
+    value = value_loss(
+        values=ops.masked(out.values, mask),
+        old_values=batch.values,
+        returns=batch.returns,
+        cliprange_value=settings.cliprange_value,
+    )
+    ratio = log_ratio.exp()
+    for collected in sums:
+        collected.add(
+            mask,
+            policy_loss=policy.loss,
+            value_loss=value.loss,
+            approxkl=0.5 * log_ratio**2,
+            clipped=policy.clipped,
+            value_clipped=value.clipped,
+            entropy=out.entropy,
+            ratio=ratio,
+            ratio_squared=ratio**2,
+        )
+    weighted_value = settings.vf_coef * ops.masked(value.loss, mask).sum()
+    return ops.masked(policy.loss, mask).sum() + weighted_value if train_policy else weighted_value
+
+
+def demonstration_loss(model: TokenModel, batch: Sequences) -> Tensor:
+    """Mean negative logprob of demonstrations: the pre-training mix (ptx) of Ouyang et al. 2022."""
+    return -ops.masked_mean(model(batch).logprobs, batch.completion_mask)
+
+
+def deal(micro_batches: Sequence[Tensor], num_mini_batches: int, generator: torch.Generator) -> list[list[Tensor]]:
+    """Micro-batches in random order, dealt into minibatches whose sizes differ by at most one."""
+    order = torch.randperm(len(micro_batches), generator=generator)
+    groups = [[micro_batches[i] for i in part.tolist()] for part in order.tensor_split(num_mini_batches)]
+    return [group for group in groups if group]
+
+
+def optimizer_step(learner: Learner, max_grad_norm: float) -> tuple[float, float] | None:
+    """Clip, step and clear the gradients of policy and value; returns their norms, or None for a step that was skipped.
+
+    A gradient that is not finite skips the step for both: one bad batch must not end in the weights.
+    """
+    clip = learner.accelerator.clip_grad_norm_
+    parameters = (learner.model.policy_parameters(), learner.model.value_parameters())
+    norms = [float(clip(p, max_grad_norm) or 0.0) if any(w.grad is not None for w in p) else 0.0 for p in parameters]
+    finite = all(map(torch.isfinite, torch.tensor(norms)))
+    if finite:
+        learner.optimizer.step()
+        learner.after_optimizer_step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return (norms[0], norms[1]) if finite else None
+
+
+def reducer(accelerator: Any) -> ops.Reduce:
+    """Sum over accelerate's processes."""
+    return lambda total: accelerator.reduce(total, reduction="sum")
+
+
+def _sync_only_last(learner: Learner, position: int, count: int) -> AbstractContextManager[Any]:
+    """Processes exchange gradients once per optimiser step, with the last micro-batch."""
+    return nullcontext() if position == count - 1 else learner.accelerator.no_sync(learner.forward)
+
+
+def _check_same_policy(log_ratio: Tensor) -> None:
+    gap = float(log_ratio.detach().abs().max())
+    if gap > SAME_POLICY_TOLERANCE:
+        raise RuntimeError(
+            f"before the first optimiser step the policy's logprobs already differ from the rollout's by up to "
+            f"{gap:.2e} (allowed: {SAME_POLICY_TOLERANCE:.0e}): something besides the weights changed, such as dropout"
+        )
+
+
+def _update_metrics(means: dict[str, float], norms: Sequence[tuple[float, float]], skipped: int) -> dict[str, float]:
+    """Names of TRL's last PPO trainer where it had one."""
+    count = max(len(norms), 1)
+    return {
+        "policy/approxkl_avg": means["approxkl"],
+        "policy/clipfrac_avg": means["clipped"],
+        "loss/policy_avg": means["policy_loss"],
+        "loss/value_avg": means["value_loss"],
+        "val/clipfrac_avg": means["value_clipped"],
+        "val/ratio": means["ratio"],
+        "val/ratio_var": max(means["ratio_squared"] - means["ratio"] ** 2, 0.0),
+        "grad_norm/policy": sum(n[0] for n in norms) / count,
+        "grad_norm/value": sum(n[1] for n in norms) / count,
+        "val/skipped_steps": float(skipped),
+    }
