@@ -76,6 +76,13 @@ def remaining(connection: sa.Connection, annotator: str, policy: Policy, now: fl
     return connection.scalars(held.where(*mine)).one() + connection.scalars(free).one()
 
 
+def wanted(connection: sa.Connection, policy: Policy, now: float) -> int:
+    """How many more rankings the round takes, from whomever they come."""
+    places = _places(policy, now)
+    missing = sa.func.sum(places.c.wanted - places.c.taken)
+    return connection.scalars(sa.select(missing).where(places.c.taken < places.c.wanted)).one() or 0
+
+
 def find(connection: sa.Connection, assignment_id: int, annotator: str) -> Assignment:
     """The annotator's assignment of this id. Raises DataError where it is not theirs."""
     row = connection.execute(
@@ -127,23 +134,34 @@ def _hand_out(connection: sa.Connection, item_id: int, annotator: str, policy: P
 
 def _free(annotator: str, policy: Policy, now: float) -> sa.Select[tuple[int]]:
     """Items that the annotator never had and that fewer annotators than wanted have ranked or hold."""
-    holds = sa.or_(assignments.c.state == DONE, sa.and_(assignments.c.state == OPEN, assignments.c.leased_until > now))
+    places = _places(policy, now)
+    seen = sa.select(assignments.c.item_id).where(assignments.c.annotator == annotator)
+    return (
+        sa.select(items.c.id)
+        .join(places, places.c.id == items.c.id)
+        .where(places.c.taken < places.c.wanted, items.c.id.not_in(seen))
+    )
+
+
+def _places(policy: Policy, now: float) -> sa.Subquery:
+    """For each item of the round, how many annotators are `wanted` and how many have `taken` it."""
+    live = sa.and_(assignments.c.state == OPEN, assignments.c.leased_until > now)
     taken = (
-        sa.select(assignments.c.item_id, sa.func.count().label("count"))
-        .where(holds)
+        sa.select(assignments.c.item_id, sa.func.count().label("taken"))
+        .where(sa.or_(assignments.c.state == DONE, live))
         .group_by(assignments.c.item_id)
         .subquery()
     )
     extra = sa.case((_shuffled("overlap", policy.seed) < int(policy.overlap_share * PRIME), 1), else_=0)
-    seen = sa.select(assignments.c.item_id).where(assignments.c.annotator == annotator)
     return (
-        sa.select(items.c.id)
-        .outerjoin(taken, taken.c.item_id == items.c.id)
-        .where(
-            items.c.round == policy.round,
-            sa.func.coalesce(taken.c["count"], 0) < policy.overlap + extra,
-            items.c.id.not_in(seen),
+        sa.select(
+            items.c.id,
+            sa.func.coalesce(taken.c.taken, 0).label("taken"),
+            (extra + policy.overlap).label("wanted"),
         )
+        .outerjoin(taken, taken.c.item_id == items.c.id)
+        .where(items.c.round == policy.round)
+        .subquery()
     )
 
 

@@ -155,6 +155,11 @@ class LabelService:
             left = assignment.remaining(connection, annotator, self.policy, self._clock())
         return Progress(ranked=states.get(DONE, 0), skipped=states.get(SKIPPED, 0), remaining=left)
 
+    def wanted(self) -> int:
+        """How many rankings the round still needs, whoever gives them."""
+        with self.store.read() as connection:
+            return assignment.wanted(connection, self.policy, self._clock())
+
 
 def _task(connection: sa.Connection, given: Assignment) -> Task:
     prompt = connection.scalars(sa.select(items.c.prompt).where(items.c.id == given.item_id)).one()

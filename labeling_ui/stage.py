@@ -1,0 +1,108 @@
+"""The label stage: people rank on the page, or simulated annotators rank in their place; then the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from labeling_ui.agreement import Agreement, agreement, tie_share, wins_by_place
+from labeling_ui.assignment import Policy
+from labeling_ui.service import LabelService
+from labeling_ui.simulate import simulate
+from rlhf.config import LabelConfig
+from rlhf.data import write_rankings
+from rlhf.progress import progress, quiet, say
+from rlhf.run_folder import write_json
+from rlhf.store import Store
+from rlhf.types import DataError
+
+RANKINGS, SUMMARY = "rankings.jsonl", "label.json"
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What the rankings of a round look like."""
+
+    rankings: int
+    items: int
+    annotators: dict[str, int]
+    agreement: Agreement
+    tie_share: float | None
+    """Share of compared pairs that are ties."""
+    wins_by_place: list[float | None]
+    """Share of comparisons won at each place on the page; 0.5 everywhere means that the place does not matter."""
+    content_hash: str
+    path: Path
+    """The exported rankings."""
+
+
+def run(config: LabelConfig) -> LabelResult:
+    """Collect rankings for a round and write `rankings.jsonl` and `label.json` into the output folder.
+
+    With `simulate`, annotators of known utility rank until nothing is left; without, the page is served until it is
+    interrupted. Raises DataError where the store is missing or has nothing to rank.
+    """
+    store = Store(config.store, create=False)
+    policy = Policy(config.overlap, config.overlap_share, config.round, config.seed)
+    service = LabelService(store, policy, guideline_version=config.guideline_version)
+    try:
+        if not store.items(config.round):
+            raise DataError(f"{config.store} has nothing to rank in round {config.round}: run `rlhf sample` first")
+        if config.simulate is None:
+            _serve(service, config)
+        else:
+            with progress("label", total=service.wanted()) as bar:
+                simulate(service, config.simulate, bar)
+        return _conclude(store, config)
+    finally:
+        store.close()
+
+
+def _serve(service: LabelService, config: LabelConfig) -> None:
+    """Open the page until Ctrl-C."""
+    from labeling_ui import app
+
+    app.check_host(config.host)
+    quiet()
+    place = Path(config.store).resolve()
+    server = app.server(service, config)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    say(f"rank at http://{shown}:{config.port} as {config.annotator!r}; rankings are kept in {place}; Ctrl-C ends")
+    server.run()
+
+
+def _conclude(store: Store, config: LabelConfig) -> LabelResult:
+    rankings = store.rankings(rounds=[config.round])
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_rankings(output / RANKINGS, rankings)
+    counts: dict[str, int] = {}
+    for ranking in rankings:
+        counts[ranking.annotator] = counts.get(ranking.annotator, 0) + 1
+    result = LabelResult(
+        rankings=len(rankings),
+        items=len({(repr(ranking.prompt), ranking.completions) for ranking in rankings}),
+        annotators=dict(sorted(counts.items())),
+        agreement=agreement(rankings, seed=config.seed),
+        tie_share=tie_share(rankings),
+        wins_by_place=wins_by_place(rankings),
+        content_hash=store.content_hash(),
+        path=output / RANKINGS,
+    )
+    write_json(output / SUMMARY, _as_json(result, config))
+    say(_sentence(result))
+    return result
+
+
+def _as_json(result: LabelResult, config: LabelConfig) -> dict[str, Any]:
+    values = asdict(result) | {"path": RANKINGS, "simulated": config.simulate is not None, "round": config.round}
+    return values
+
+
+def _sentence(result: LabelResult) -> str:
+    rate = result.agreement.without_ties
+    agreed = "no item was ranked twice, so agreement is unknown"
+    if rate.value is not None:
+        agreed = f"agreement {rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f}, ties left out)"
+    return f"{result.rankings} rankings of {result.items} items by {len(result.annotators)} annotators; {agreed}"
