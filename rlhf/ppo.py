@@ -64,6 +64,10 @@ class AdaptiveKL:
         self.value *= 1 + error * episodes / self.horizon
 
 
+ALARM_AGAIN_AFTER = 20
+"""Steps for which the same alarm is not raised again."""
+
+
 # ---------------------------------------------------------------- the loop
 
 
@@ -118,12 +122,12 @@ def train(
                 "lr": task.learner.schedule.get_last_lr()[0],
                 "episode": (step + 1) * config.batch_size,
             }
-            running = running or {name: metrics[name] for name in alarms.COMPARED_WITH_START}
+            running = running or {"start": {name: metrics[name] for name in alarms.COMPARED_WITH_START}, "alarmed": {}}
             kl_controller.update(metrics["objective/kl"], config.batch_size)
             task.learner.schedule.step()
             tracker.log(metrics | _timings(started, sampled, config.batch_size), step=step + 1)
             _report_samples(tracker, batch, step + 1, steps)
-            _raise_alarms(tracker, metrics, running)
+            _raise_alarms(tracker, metrics, running, step)
             bar.advance(1, score=metrics["objective/scores"], kl=metrics["objective/kl"])
             if (step + 1) % config.save_every == 0 or step + 1 == steps:
                 task.learner.save(
@@ -355,14 +359,16 @@ def _report_samples(tracker: Tracker, batch: Rollout, step: int, steps: int) -> 
     tracker.table("samples", ("prompt", "completion", "score", "kl", "finished"), rows, step=step)
 
 
-def _raise_alarms(tracker: Tracker, metrics: dict[str, float], at_start: dict[str, float]) -> None:
+def _raise_alarms(tracker: Tracker, metrics: dict[str, float], running: dict[str, Any], step: int) -> None:
     broken = alarms.not_finite(metrics)
     if broken:
         raise UserError(
             f"{', '.join(broken)} became NaN or infinite: the last checkpoint is sound; lower learning_rate, run again"
         )
-    for alarm in alarms.alarms(metrics, at_start):
-        tracker.alert(alarm.title, alarm.advice)
+    for alarm in alarms.alarms(metrics, running["start"]):
+        if step - running["alarmed"].get(alarm.name, -ALARM_AGAIN_AFTER) >= ALARM_AGAIN_AFTER:
+            running["alarmed"][alarm.name] = step
+            tracker.alert(alarm.title, alarm.advice)
 
 
 def _finish(task: _Task, config: PPOConfig, metrics: dict[str, float], tracker: Tracker) -> PPOResult:

@@ -212,7 +212,7 @@ def metrics(rollout: Rollout, *, kl_coef: float, reduce: ops.Reduce = ops.alone)
     def token_mean(x: Tensor) -> Tensor:
         return ops.masked_mean(x, mask, reduce=reduce)
 
-    scores = rollout.scores.double()
+    scores, distinct = rollout.scores.double(), distinct_n(rollout.completions, 2)
     found: dict[str, Any] = {
         "objective/kl": mean(kl),
         "objective/kl_k3": mean(k3),
@@ -234,7 +234,7 @@ def metrics(rollout: Rollout, *, kl_coef: float, reduce: ops.Reduce = ops.alone)
         "gen/eos_rate": mean(rollout.finished),
         "gen/length_mean": mean(lengths),
         "gen/length_p95": lengths.quantile(quantiles[1]),
-        "gen/distinct2": distinct_n(rollout.completions, 2),
+        "gen/distinct2": 0.0 if math.isnan(distinct) else distinct,
         "gen/sampler_logprob_gap": token_mean(rollout.logprobs - rollout.sampler_logprobs),
     }
     return {name: float(value) for name, value in found.items()}

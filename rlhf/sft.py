@@ -1,0 +1,212 @@
+"""Supervised fine-tuning on demonstrations: trl's SFTTrainer, fed with ids and labels that `rlhf.text` made.
+
+Loss on the completion only, EOS learned. The trainer brings accumulation, checkpoints and resume; it is not subclassed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf import data, models, text
+from rlhf.checkpoint import seed_of
+from rlhf.config import SFTConfig, needed
+from rlhf.generation.plain import PlainEngine
+from rlhf.progress import Bar, progress, say
+from rlhf.tracking import Tracker
+from rlhf.types import DataError, Demonstration, prompt_text
+
+IGNORED = -100
+"""Label of a token without loss, in every Hugging Face model."""
+
+
+@dataclass(frozen=True)
+class SFTResult:
+    """What a run leaves behind."""
+
+    policy: Any
+    model_folder: Path
+    metrics: dict[str, float]
+
+
+def run(config: SFTConfig) -> SFTResult:
+    """The stage behind `rlhf sft`."""
+    source = needed(config.data, "data", "the demonstrations")
+    demonstrations = data.read_demonstrations(source, config.columns)
+    training, held_out = data.split(demonstrations, config.held_out, key=lambda d: d.prompt)
+    tokenizer = models.load_tokenizer(config.model)
+    policy = models.load_policy(config.model, tokenizer, trainable=config.trainable)
+    return train(config, policy=policy, tokenizer=tokenizer, training=training, held_out=held_out)
+
+
+def train(
+    config: SFTConfig,
+    *,
+    policy: Any,
+    tokenizer: Any,
+    training: Sequence[Demonstration],
+    held_out: Sequence[Demonstration] = (),
+) -> SFTResult:
+    """Fit the policy's trainable weights to the demonstrations, and write the run to `config.output`.
+
+    An interrupted run goes on from its last checkpoint. Raises DataError when no demonstration fits the limits.
+    """
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    folder = Path(config.output)
+    rows, held_out_rows = encode(config, tokenizer, training), encode(config, tokenizer, held_out)
+    if not rows:
+        raise DataError(f"none of {len(training)} demonstrations fits max_prompt_tokens = {config.max_prompt_tokens}")
+    contract = models.model_contract(
+        policy,
+        tokenizer,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_completion_tokens=config.max_completion_tokens,
+    )
+    steps = _steps(config, len(rows))
+    last = _last_checkpoint(folder / "checkpoints")
+    done = int(last.name.split("-")[-1]) if last else 0
+    with (
+        Tracker(
+            folder, stage="sft", config=config, tracking=config.tracking, resume_step=done if last else None
+        ) as tracker,
+        progress("sft", total=steps, done=done) as bar,
+    ):
+        trainer = SFTTrainer(
+            model=policy,
+            args=_arguments(config, steps),
+            train_dataset=_dataset(rows),
+            eval_dataset=_dataset(held_out_rows) if held_out_rows else None,
+            processing_class=tokenizer,
+            callbacks=[_reporter(tracker, bar)],
+        )
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        metrics = {"eval/loss": trainer.evaluate()["eval_loss"]} if held_out_rows else {}
+        tracker.log(metrics, step=steps)
+        policy.eval()
+        models.save_model(policy, tokenizer, folder / "model", contract=contract)
+        _show_samples(config, tracker, policy, tokenizer, list(held_out or training), steps)
+        tracker.summary(metrics | {"demonstrations": len(rows)})
+    return SFTResult(policy, folder / "model", metrics)
+
+
+def encode(config: SFTConfig, tokenizer: Any, demonstrations: Sequence[Demonstration]) -> list[dict[str, list[int]]]:
+    """`input_ids` and `labels` of every demonstration whose prompt fits; the others are counted in one line."""
+    rows = []
+    for demonstration in demonstrations:
+        prompt = text.encode_prompt(tokenizer, demonstration.prompt)
+        if len(prompt) <= config.max_prompt_tokens:
+            completion = text.encode_completion(
+                tokenizer, demonstration.completion, max_tokens=config.max_completion_tokens
+            )
+            rows.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
+    if len(rows) < len(demonstrations):
+        say(f"sft: {len(demonstrations) - len(rows)} prompts are longer than max_prompt_tokens: left out")
+    return rows
+
+
+def _dataset(rows: list[dict[str, list[int]]]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def _steps(config: SFTConfig, rows: int) -> int:
+    return max(1, round(config.epochs * rows / config.batch_size))
+
+
+def _arguments(config: SFTConfig, steps: int) -> Any:
+    from trl.trainer.sft_config import SFTConfig as Arguments
+
+    where = models.device()
+    return Arguments(
+        output_dir=str(Path(config.output) / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=config.micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=max(1, config.batch_size // config.micro_batch_size),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(config.warmup_share * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=models.compute_dtype(config.precision, where) == torch.bfloat16,
+        fp16=False,
+        use_cpu=where.type == "cpu",
+        gradient_checkpointing=False,
+        max_length=None,
+        packing=False,
+        train_sampling_strategy="group_by_length",
+        logging_steps=config.log_every,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=1,
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=config.seed,
+        data_seed=config.seed,
+        dataloader_pin_memory=False,
+    )
+
+
+def _reporter(tracker: Tracker, bar: Bar) -> Any:
+    """A trainer callback that hands its numbers to our record and our progress bar."""
+    from transformers import TrainerCallback
+
+    names = {
+        "loss": "train/loss",
+        "grad_norm": "grad_norm",
+        "learning_rate": "lr",
+        "mean_token_accuracy": "train/token_accuracy",
+    }
+
+    class Reporter(TrainerCallback):
+        loss = float("nan")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            found = {ours: logs[theirs] for theirs, ours in names.items() if logs and theirs in logs}
+            if "train/loss" in found:
+                self.loss = found["train/loss"]
+                tracker.log(found, step=state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bar.advance(1, loss=self.loss, epoch=state.epoch or 0.0)
+
+    return Reporter()
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of the trainer that is complete: its state is the last file that it writes."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def _show_samples(
+    config: SFTConfig, tracker: Tracker, policy: Any, tokenizer: Any, shown: Sequence[Demonstration], step: int
+) -> None:
+    """What the policy writes after a few demonstrations' prompts, beside what a person wrote."""
+    where = models.device()
+    engine = PlainEngine(
+        policy.to(where),
+        eos_token_ids=models.eos_token_ids(policy, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=models.compute_dtype(config.precision, where),
+        batch_size=8,
+    )
+    chosen = [d for d in shown[:8] if len(text.encode_prompt(tokenizer, d.prompt)) <= config.max_prompt_tokens]
+    sampled = engine.generate(
+        [text.encode_prompt(tokenizer, d.prompt) for d in chosen],
+        max_tokens=config.max_completion_tokens,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(seed_of(config.seed, "sft samples")),
+    )
+    rows = [
+        (prompt_text(d.prompt), text.decode_completion(tokenizer, s.ids), d.completion, s.finished)
+        for d, s in zip(chosen, sampled, strict=True)
+    ]
+    tracker.table("samples", ("prompt", "completion", "demonstration", "finished"), rows, step=step)
