@@ -30,7 +30,7 @@ demo: $(STAMP)
 
 label: $(STAMP)
 	@test -f $(RUN)/labels.db || $(BIN)/rlhf run --config experiments/sentiment/config.yaml --to sample
-	$(BIN)/rlhf label --store $(RUN)/labels.db --output $(RUN)/label_page
+	$(BIN)/rlhf label --store $(RUN)/labels.db --output $(RUN)/label --overlap 2
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

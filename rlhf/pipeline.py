@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import STAGES, RunConfig, needed
-from rlhf.contract import digest
+from rlhf.config import STAGES, Precision, RunConfig, needed
+from rlhf.contract import Contract
+from rlhf.data import resolve as resolve_function
+from rlhf.fingerprint import DONE, fingerprint
 from rlhf.progress import quiet, say
-from rlhf.run_folder import ENVIRONMENT, SUMMARY, read_json, write_json
-from rlhf.types import ConfigError
+from rlhf.report_data import ReportData, read_report_data
+from rlhf.run_folder import ENVIRONMENT, read_json, write_json
+from rlhf.types import ConfigError, RewardFn
 
 MODULES = {
     "sft": "rlhf.sft",
@@ -38,20 +40,10 @@ MODULES = {
 }
 """The module whose `run(config)` does a stage's work; imported when the stage runs, so that the others cost nothing."""
 
-INPUTS = {
-    "sft": ("data", "model"),
-    "sample": ("model", "prompts"),
-    "label": ("guidelines",),
-    "reward": ("model", "rankings"),
-    "ppo": ("model", "reward", "prompts"),
-    "evaluate": ("policy", "baseline", "reward", "judge", "prompts"),
-}
-"""Fields that name something a stage reads; its content counts, not its name alone."""
-
 NEEDED = {"sft": ("data",), "sample": ("prompts",), "ppo": ("prompts",), "evaluate": ("prompts",)}
 """Fields that no earlier stage can fill."""
 
-DONE, STARTED = "done.json", "started.json"
+STARTED = "started.json"
 
 
 def run(
@@ -72,11 +64,14 @@ def run(
     with _locked(folder):
         for name in chosen:
             if name == "label" and stages[name].simulate is None:
-                if not _people_are_done(stages[name], config):
+                if not _people_are_done(stages[name]):
                     return None
             else:
                 _run_stage(name, stages, forced=bool(start or only))
-        return _conclude(folder, Path(stages["evaluate"].output))
+        found = read_report_data(Path(stages["evaluate"].output)) if "evaluate" in chosen else None
+        if found:
+            _print_results(found)
+        return _report(folder)
 
 
 def _chosen(start: str | None, stop: str | None, only: str | None) -> Sequence[str]:
@@ -96,7 +91,25 @@ def _chosen(start: str | None, stop: str | None, only: str | None) -> Sequence[s
 def run_stage(name: str, config: Any) -> None:
     """Do one stage's work, whatever was done before."""
     quiet()
-    import_module(MODULES[name]).run(config)
+    work = import_module(MODULES[name]).run
+    if name in ("ppo", "evaluate"):
+        work(config, load_reward=partial(load_reward, precision=config.precision))
+    else:
+        work(config)
+
+
+def load_reward(source: str, policy: Contract, *, precision: Precision = "auto") -> RewardFn:
+    """The reward that `source` names: any callable as `module:function`, or a reward model's folder.
+
+    Raises ContractError where the reward model would read another text than the policy writes.
+    """
+    if ":" in source and not Path(source).exists():
+        return resolve_function(source)
+    from reward_models.model import RewardModel
+
+    model = RewardModel.load(source, precision=precision)
+    model.check_policy(policy, name="the policy")
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------ the wiring
@@ -159,7 +172,7 @@ def _held_out(config: RunConfig) -> float:
 def _run_stage(name: str, stages: Mapping[str, Any], *, forced: bool) -> None:
     config = stages[name]
     folder = Path(config.output)
-    mark = fingerprint(name, stages)
+    mark = fingerprint(config, _also_read(name, stages))
     done, started = _mark(folder / DONE), _mark(folder / STARTED)
     if done == mark and not forced and _has_result(name, config):
         say(f"{name}: nothing has changed since it was done, skipped")
@@ -174,6 +187,11 @@ def _run_stage(name: str, stages: Mapping[str, Any], *, forced: bool) -> None:
     run_stage(name, config)
     write_json(folder / DONE, {"fingerprint": mark, "finished_at": datetime.now(UTC).isoformat()})
     gc.collect()  # the models of this stage, before those of the next are loaded
+
+
+def _also_read(name: str, stages: Mapping[str, Any]) -> dict[str, str | None]:
+    """What a stage reads besides what its fields name: annotators look at the samples in the store."""
+    return {"samples": _model(stages["sample"])} if name == "label" else {}
 
 
 def _mark(path: Path) -> str | None:
@@ -202,58 +220,6 @@ def _has_result(name: str, config: Any) -> bool:
     return name == "evaluate" or Path(_model(config)).is_dir()
 
 
-def fingerprint(name: str, stages: Mapping[str, Any]) -> str:
-    """A hash of a stage's settings and of the content of what it reads; where its numbers are shown does not count."""
-    config = stages[name]
-    settings = asdict(config)
-    del settings["tracking"]
-    sources = {field: getattr(config, field) for field in INPUTS[name]}
-    if name == "label":
-        sources |= {"sample": _model(stages["sample"]), "utility": config.simulate.utility}
-    if name == "ppo":
-        sources["ptx_data"] = config.extras.ptx_data
-    contents = {field: content(source) for field, source in sources.items() if source is not None}
-    return digest(json.dumps([settings, contents], sort_keys=True))
-
-
-def content(source: str) -> str:
-    """A hash of what stands behind a path, store, stage's model or `module:function`; the text itself for other names.
-
-    A stage's result counts as new when the stage ran again. Rankings are read out of a store, so that a look at the
-    database, which changes the file, does not count as a change.
-    """
-    path = Path(source)
-    done = path.parent / DONE
-    if path.name == "model" and done.is_file():
-        return _file_hash(done)
-    if "://" in source or (path.is_file() and path.suffix == ".db"):
-        from rlhf.store import Store
-
-        return Store(source).content_hash()
-    if path.is_file():
-        return _file_hash(path)
-    if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-        return digest("".join(f"{f.relative_to(path)} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files))
-    return _function_hash(source)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _function_hash(source: str) -> str:
-    module = source.partition(":")[0]
-    try:
-        spec = find_spec(module) if ":" in source else None
-    except (ImportError, ValueError):  # no module after all; the stage itself says what is wrong with it
-        spec = None
-    return (
-        f"{source} {_file_hash(Path(spec.origin))}" if spec and spec.origin and Path(spec.origin).is_file() else source
-    )
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the run's folder; raises ConfigError while another process does."""
@@ -280,8 +246,8 @@ def _people_are_done(config: Any) -> bool:
     from rlhf.store import Store
 
     store = Store(config.store, create=False)
-    ranked = {_item_key(ranking.prompt, ranking.completions, ranking.round) for ranking in store.rankings()}
-    items = [_item_key(each.prompt, [c.text for c in each.completions], each.round) for each in store.items()]
+    ranked = {_item_key(each.prompt, each.completions) for each in store.rankings(rounds=[config.round])}
+    items = [_item_key(each.prompt, [c.text for c in each.completions]) for each in store.items(config.round)]
     open_items = sum(item not in ranked for item in items)
     if open_items == 0:
         say(f"label: all {len(items)} items of {config.store} are ranked")
@@ -294,17 +260,29 @@ def _people_are_done(config: Any) -> bool:
     return False
 
 
-def _item_key(prompt: Any, texts: Sequence[str], round: int) -> str:
-    return json.dumps([prompt, list(texts), round], sort_keys=True)
+def _item_key(prompt: Any, texts: Sequence[str]) -> str:
+    return json.dumps([prompt, list(texts)], sort_keys=True)
 
 
-def _conclude(folder: Path, evaluate: Path) -> Path:
-    """Render the report, and print its path below the table of the evaluation, where there is one."""
-    from rlhf import report
+def _report(folder: Path) -> Path:
+    from rlhf.report import render
 
-    path = report.render(folder)
-    summary = read_json(evaluate / SUMMARY)
-    if summary and (evaluate / DONE).is_file():
-        _print_table(summary)
+    path = render(folder)
     print(f"report: {path}")
     return path
+
+
+def _print_results(data: ReportData) -> None:
+    """What the evaluation found, as a person reads it in a terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for each in data.tables:
+        table = Table(*map(escape, each.columns), title=escape(each.title), caption=escape(each.note) or None)
+        for row in each.rows:
+            table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
+        console.print(table)
+    if data.verdict:
+        console.print(escape(data.verdict))

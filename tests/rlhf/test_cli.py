@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     for name, module in pipeline.MODULES.items():
         fake = ModuleType(module)
-        fake.run = seen.append  # type: ignore[attr-defined]
+        fake.run = lambda config, **_: seen.append(config)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module, fake)
         assert name in cli.STAGES
     monkeypatch.setattr(pipeline, "run", lambda config, **chosen: seen.append(SimpleNamespace(config=config, **chosen)))
@@ -151,7 +151,7 @@ def test_a_fault_of_the_user_is_one_message_and_a_bug_keeps_its_traceback(
     calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(error: BaseException) -> Any:
-        def run(config: Any) -> None:
+        def run(config: Any, **_: Any) -> None:
             raise error
 
         return run
