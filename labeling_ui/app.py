@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -74,19 +76,33 @@ def create(
         allowed_paths=[],
         blocked_paths=[str(data.resolve())] if data else [],
         theme=Soft(primary_hue="indigo", font=font, font_mono=["ui-monospace", "monospace"]),
-        css_paths=[rank_view.STATIC / "rank.css"],
+        # In the head rather than as `css`, whose rules Gradio rewrites and whose media queries it loses.
+        head=f"<style>{(rank_view.STATIC / 'rank.css').read_text(encoding='utf-8')}</style>",
     )
 
 
-def server(service: LabelService, config: LabelConfig) -> uvicorn.Server:
-    """The application at the address of a configuration, ready to run. Raises ConfigError or DataError."""
+def serve(service: LabelService, config: LabelConfig, opened: Callable[[str], None]) -> None:
+    """Serve the page until it is interrupted; `opened` is told its address. Raises ConfigError or DataError."""
     check_host(config.host)
     slots = max(len(item.completions) for item in service.store.items(config.round))
     if slots > len(rank_view.LETTERS):
         raise DataError(f"an item has {slots} completions; the page can show {len(rank_view.LETTERS)}")
     app = create(service, config.annotator, slots=slots, guidelines=_guidelines(config), data=Path(config.store).parent)
-    # One worker: Gradio keeps its sessions in this process.
-    return uvicorn.Server(uvicorn.Config(app, host=config.host, port=config.port, log_level="warning"))
+    with _listen(config.host, config.port) as listener:
+        name = f"[{config.host}]" if ":" in config.host else config.host
+        opened(f"http://{name}:{listener.getsockname()[1]}")
+        # One process: Gradio keeps its sessions in it.
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of {host} cannot be used ({error.strerror}): choose another with --port"
+        ) from error
 
 
 def _guidelines(config: LabelConfig) -> str | None:

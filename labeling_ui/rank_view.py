@@ -33,7 +33,7 @@ Thank you. There is nothing left for you in this round; you can close the page."
 def build(service: LabelService, annotator: str, *, slots: int, guidelines: str = WELCOME) -> gr.Blocks:
     """The page for one annotator, with room for `slots` completions."""
     with gr.Blocks(title="Rank completions", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(html_template=_HEADER, js_on_load=None, elem_id="progress")
+        gr.HTML(html_template=_HEADER, js_on_load=None, apply_default_css=False, elem_id="progress")
         with gr.Accordion("Guidelines", open=False, elem_id="guidelines"):
             gr.Markdown(guidelines)
         with gr.Row(elem_id="desk"):
@@ -43,14 +43,18 @@ def build(service: LabelService, annotator: str, *, slots: int, guidelines: str 
                     cards = [_card(slot) for slot in range(slots)]
             with gr.Column(scale=2, min_width=300, elem_id="side"):
                 script = (STATIC / "rank.js").read_text(encoding="utf-8")
-                widget = gr.HTML(html_template='<div class="rank"></div>', js_on_load=script, elem_id="rank")
+                widget = gr.HTML(
+                    html_template='<div class="rank"></div>', js_on_load=script, apply_default_css=False, elem_id="rank"
+                )
         _wire(page, widget, lambda: _shown(service, annotator, slots), [prompt, widget, *cards])
     return page.queue(api_open=False)
 
 
 def _card(slot: int) -> gr.Markdown:
     with gr.Column(elem_classes="card"):
-        gr.HTML(html_template=_CARD_HEAD.format(letter=LETTERS[slot], slot=slot), js_on_load=None)
+        gr.HTML(
+            html_template=_CARD_HEAD.format(letter=LETTERS[slot], slot=slot), js_on_load=None, apply_default_css=False
+        )
         return gr.Markdown(line_breaks=True, elem_id=f"card-{LETTERS[slot]}", elem_classes="card-text")
 
 
@@ -64,7 +68,7 @@ def _wire(page: gr.Blocks, widget: gr.HTML, show: Callable[[], list[Any]], outpu
 def _shown(service: LabelService, annotator: str, slots: int) -> list[Any]:
     """Prompt, widget and cards of the annotator's task."""
     task = service.next_task(annotator)
-    state = asdict(service.progress(annotator)) | {"flags": FLAGS}
+    state = asdict(service.progress(annotator)) | {"wordings": FLAGS}
     if task is None:
         return [FINISHED, state | {"id": None, "key": "", "draft": "", "count": 0}, *[""] * slots]
     texts = [as_markdown(text) or "*(empty)*" for text in task.completions]
@@ -72,14 +76,13 @@ def _shown(service: LabelService, annotator: str, slots: int) -> list[Any]:
 
 
 def _widget_state(task: Task) -> dict[str, Any]:
-    """What the widget may know: numbers, and a fingerprint under which the browser keeps a draft of this very page."""
+    """What the widget may know: numbers, what the annotator said before, and the name of the browser's draft of it."""
     return {
         "id": task.id,
         "key": task.key,
         "draft": digest(repr((task.id, task.prompt, task.completions))),
         "count": len(task.completions),
-        "tiers": task.tiers,
-        "aside": task.aside,
+        "before": None if task.before is None else asdict(task.before),
     }
 
 
@@ -91,14 +94,14 @@ def prompt_markdown(prompt: Prompt) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """Model text as Markdown in which HTML is shown, not rendered; code keeps its characters."""
+    """Model text as Markdown in which HTML and images are shown as written; code keeps its characters."""
     parts = re.split(r"(```.*?(?:```|\Z)|`[^`\n]+`)", text, flags=re.DOTALL)
-    shown = (part if code else part.replace("&", "&amp;").replace("<", "&lt;") for code, part in _odd_is_code(parts))
-    return "".join(shown).strip()
+    parts[::2] = [_inert(part) for part in parts[::2]]  # every second part is code
+    return "".join(parts).strip()
 
 
-def _odd_is_code(parts: list[str]) -> list[tuple[bool, str]]:
-    return [(bool(index % 2), part) for index, part in enumerate(parts)]
+def _inert(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!&#91;")
 
 
 _HEADER = """<div class="top"><h1>Rank completions</h1><div class="progress-box">

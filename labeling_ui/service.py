@@ -36,6 +36,16 @@ Tiers = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
+class Said:
+    """A ranking in the annotator's own terms: places on the page."""
+
+    tiers: tuple[tuple[int, ...], ...]
+    aside: tuple[int, ...]
+    flags: dict[str, bool]
+    rationale: str | None
+
+
+@dataclass(frozen=True)
 class Task:
     """What an annotator sees: texts without their origin, in the annotator's own order."""
 
@@ -44,9 +54,8 @@ class Task:
     completions: tuple[str, ...]
     key: str
     """The idempotency key under which this showing of the task is to be submitted."""
-    tiers: tuple[tuple[int, ...], ...] = ()
-    """What the annotator had said before an undo."""
-    aside: tuple[int, ...] = ()
+    before: Said | None = None
+    """What the annotator had said of it before an undo."""
 
 
 @dataclass(frozen=True)
@@ -165,25 +174,21 @@ def _task(connection: sa.Connection, given: Assignment) -> Task:
     prompt = connection.scalars(sa.select(items.c.prompt).where(items.c.id == given.item_id)).one()
     mine = completions.c.item_id == given.item_id
     texts = connection.scalars(sa.select(completions.c.text).where(mine).order_by(completions.c.position)).all()
-    tiers, aside = _said_before(connection, given)
     shown = tuple(texts[index] for index in given.presented_order)
-    return Task(given.id, prompt, shown, uuid.uuid4().hex, tiers, aside)
+    return Task(given.id, prompt, shown, uuid.uuid4().hex, _said_before(connection, given))
 
 
-def _said_before(connection: sa.Connection, given: Assignment) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Tiers and places set aside of the assignment's last version; empty where there is none."""
-    last = connection.scalars(
-        sa.select(rankings.c.ranks)
-        .where(rankings.c.assignment_id == given.id)
-        .order_by(rankings.c.version.desc())
-        .limit(1)
+def _said_before(connection: sa.Connection, given: Assignment) -> Said | None:
+    last = connection.execute(
+        sa.select(rankings).where(rankings.c.assignment_id == given.id).order_by(rankings.c.version.desc()).limit(1)
     ).one_or_none()
     if last is None:
-        return (), ()
-    shown = [last[index] for index in given.presented_order]
+        return None
+    shown = [last.ranks[index] for index in given.presented_order]
     levels = sorted({rank for rank in shown if rank is not None})
     tiers = tuple(tuple(place for place, rank in enumerate(shown) if rank == level) for level in levels)
-    return tiers, tuple(place for place, rank in enumerate(shown) if rank is None)
+    aside = tuple(place for place, rank in enumerate(shown) if rank is None)
+    return Said(tiers, aside, last.flags, last.rationale)
 
 
 def _ranks(tiers: Tiers, aside: Sequence[int], presented_order: Sequence[int]) -> tuple[int | None, ...]:

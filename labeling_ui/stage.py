@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,12 @@ def run(config: LabelConfig) -> LabelResult:
 
 def _serve(service: LabelService, config: LabelConfig) -> None:
     """Open the page until Ctrl-C."""
+    quiet()
     from labeling_ui import app
 
-    app.check_host(config.host)
-    quiet()
-    place = Path(config.store).resolve()
-    server = app.server(service, config)
-    shown = f"[{config.host}]" if ":" in config.host else config.host
-    say(f"rank at http://{shown}:{config.port} as {config.annotator!r}; rankings are kept in {place}; Ctrl-C ends")
-    server.run()
+    kept = f"rankings are kept in {Path(config.store).resolve()}; Ctrl-C ends"
+    with suppress(KeyboardInterrupt):  # the way to end it: the numbers follow
+        app.serve(service, config, lambda address: say(f"rank at {address} as {config.annotator!r}; {kept}"))
 
 
 def _conclude(store: Store, config: LabelConfig) -> LabelResult:
@@ -96,8 +94,7 @@ def _conclude(store: Store, config: LabelConfig) -> LabelResult:
 
 
 def _as_json(result: LabelResult, config: LabelConfig) -> dict[str, Any]:
-    values = asdict(result) | {"path": RANKINGS, "simulated": config.simulate is not None, "round": config.round}
-    return values
+    return asdict(result) | {"path": RANKINGS, "simulated": config.simulate is not None, "round": config.round}
 
 
 def _sentence(result: LabelResult) -> str:

@@ -4,7 +4,7 @@
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const POOL = "pool", ASIDE = "aside";
 const root = element.querySelector(".rank") || element;
-let task = null;      // {id, key, count, draft, tiers, aside, ranked, remaining, skipped, flags}
+let task = null;      // {id, key, count, draft, before, ranked, remaining, skipped, wordings}
 let places = [];      // for each letter: POOL, ASIDE, or a row number from 0
 let picked = null;    // the letter that the next row click moves
 let busy = false;
@@ -31,7 +31,7 @@ const notes = make("details", { class: "rank-notes" }, make("summary", {}, "Note
 rationale.placeholder = "Why this order? (optional)";
 const submitButton = make("button", { type: "button", class: "rank-submit", onclick: submit }, "Submit ranking");
 const skipButton = make("button", { type: "button", class: "rank-plain", onclick: skip }, "Skip");
-const undoButton = make("button", { type: "button", class: "rank-plain", onclick: undo }, "Undo last");
+const undoButton = make("button", { type: "button", class: "rank-plain", onclick: undo, title: "Take back your last ranking or skip" }, "Undo");
 const actions = make("div", { class: "rank-actions" }, submitButton, skipButton, undoButton);
 const help = make("details", { class: "rank-help" }, make("summary", {}, "Keyboard"),
   make("dl", {}, ...[["A B C …", "pick a card"], ["1 2 3 …", "put it on that rank"], ["↑ ↓", "move it"], ["0", "set it aside"],
@@ -103,8 +103,9 @@ function drawProgress() {
 
 // Each card carries its own row of ranks, so that nobody has to scroll to the widget and back.
 function drawCards() {
-  const cards = document.getElementById("cards");
+  const cards = document.getElementById("cards"), prompt = document.getElementById("prompt");
   if (!cards || !task) return;
+  prompt.dataset.finished = String(task.id === null);
   cards.dataset.count = task.id === null ? 0 : task.count;
   for (const picks of cards.querySelectorAll(".card-picks")) {
     const slot = Number(picks.dataset.slot);
@@ -207,6 +208,15 @@ function readDraft() {
   } catch { return null; }
 }
 
+// What was said before an undo, in the form of a draft.
+function taskBefore() {
+  const before = task.before;
+  if (!before) return null;
+  const places = Array(task.count).fill(ASIDE);
+  before.tiers.forEach((tier, place) => tier.forEach((slot) => { places[slot] = place; }));
+  return { places, flags: Object.keys(before.flags), rationale: before.rationale };
+}
+
 function dropDraft() {
   try { localStorage.removeItem(draftName()); } catch { /* as above */ }
 }
@@ -278,18 +288,15 @@ function adopt() {
   task = value;
   busy = false;
   picked = null;
-  const before = task.id === null ? null : readDraft();
-  places = before ? before.places : Array.from({ length: task.count }, (_, slot) => {
-    const tier = task.tiers.findIndex((each) => each.includes(slot));
-    return tier >= 0 ? tier : task.aside.includes(slot) ? ASIDE : POOL;
-  });
-  rationale.value = before ? before.rationale : "";
-  flags.replaceChildren(...Object.entries(task.flags).map(([name, text]) => {
+  const said = (task.id !== null && readDraft()) || taskBefore() || {};
+  places = said.places || Array(task.count).fill(POOL);
+  rationale.value = said.rationale || "";
+  flags.replaceChildren(...Object.entries(task.wordings).map(([name, text]) => {
     const box = make("input", { type: "checkbox", value: name, onchange: saveDraft });
-    box.checked = Boolean(before && before.flags.includes(name));
+    box.checked = Boolean(said.flags && said.flags.includes(name));
     return make("label", {}, box, " " + text);
   }));
-  notes.open = Boolean(before && (before.rationale || before.flags.length));
+  notes.open = Boolean(said.rationale || (said.flags && said.flags.length));
   shownAt = performance.now();
   attach();
   draw();
