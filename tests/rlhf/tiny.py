@@ -1,0 +1,58 @@
+"""Tiny random models of several architectures, for what must hold on each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+COMMON = {"vocab_size": 384, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 1}
+LLAMA_LIKE = COMMON | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", LLAMA_LIKE | {"num_hidden_layers": 3, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", LLAMA_LIKE | {"num_hidden_layers": 2, "tie_word_embeddings": False, "head_dim": 8}),
+    "gemma2": ("Gemma2Config", LLAMA_LIKE | {"num_hidden_layers": 4, "head_dim": 8, "sliding_window": 8}),
+    "gpt2": (
+        "GPT2Config",
+        {"vocab_size": 384, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "eos_token_id": 1}
+        | {"bos_token_id": 1, "pad_token_id": 0},
+    ),
+    "opt": (
+        "OPTConfig",
+        COMMON
+        | {"num_hidden_layers": 3, "ffn_dim": 48, "max_position_embeddings": 256, "word_embed_proj_dim": 16}
+        | {"do_layer_norm_before": False, "dropout": 0.0},
+    ),
+    "bloom": (
+        "BloomConfig",
+        {"vocab_size": 384, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "eos_token_id": 1},
+    ),
+}
+TIED = ("llama", "gemma2", "gpt2", "opt", "bloom")
+
+
+def config_of(name: str, **changes: Any) -> Any:
+    """The configuration of a tiny model of this architecture."""
+    import transformers
+
+    kind, settings = ARCHITECTURES[name]
+    return getattr(transformers, kind)(**(settings | changes))
+
+
+def build(name: str, *, seed: int = 0, **changes: Any) -> Any:
+    """A tiny random causal language model in evaluation mode. Weights are larger than usual, so that outputs differ."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config_of(name, **changes), dtype=torch.float32)
+        for weight in model.parameters():
+            weight.data += 0.1 * torch.randn_like(weight)
+    return model.eval()
+
+
+def save(name: str, folder: Path, tokenizer: Any, **changes: Any) -> Path:
+    """The same as a folder with its tokenizer."""
+    build(name, **changes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
