@@ -1,4 +1,4 @@
-"""Two policies on the same held-out prompts: who wins, by how much, at what distance, against the best-of-n baseline."""
+"""Two policies on the same held-out prompts: who wins, by how much, how far from the start, against best-of-n."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf import models, ops, statistics, text
+from rlhf import comparison, models, ops, statistics, text
 from rlhf.actor_critic import ActorCritic
 from rlhf.checkpoint import seed_of
 from rlhf.config import EvaluateConfig, needed
 from rlhf.contract import Contract
 from rlhf.generation import Generated
 from rlhf.progress import Bar, progress, say
+from rlhf.report_data import write_report_data
 from rlhf.rollout import checked_scores, measure, partition
 from rlhf.run_folder import write_json
 from rlhf.sample import choose_prompts, plain_engine
@@ -152,7 +153,8 @@ def evaluate(
         tracker.table("samples", SAMPLE_COLUMNS, _side_by_side(prompts, ours, theirs), step=0)
         tracker.log(_flat(result), step=0)
         tracker.summary(_flat(result))
-        write_json(folder / "evaluation.json", asdict(result))
+        write_json(folder / comparison.FILE, asdict(result))
+        write_report_data(folder, comparison.report_data(asdict(result)))
     say(
         f"evaluate: win rate over the baseline {result.win_rate} on {len(prompts)} prompts x {per_prompt} samples, "
         f"KL {result.kl}"

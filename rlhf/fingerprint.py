@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,8 @@ def content(source: str) -> str:
     if "://" in source or (path.is_file() and path.suffix == ".db"):
         from rlhf.store import Store
 
-        return Store(source).content_hash()
+        with closing(Store(source, create=False)) as store:
+            return store.content_hash()
     if path.is_file():
         return _file_hash(path)
     if path.is_dir():

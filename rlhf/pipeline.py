@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from rlhf.contract import Contract
 from rlhf.data import resolve as resolve_function
 from rlhf.fingerprint import DONE, fingerprint
 from rlhf.progress import quiet, say
-from rlhf.report_data import ReportData, read_report_data
+from rlhf.report_data import read_report_data
 from rlhf.run_folder import ENVIRONMENT, read_json, write_json
 from rlhf.types import ConfigError, RewardFn
 
@@ -68,9 +68,8 @@ def run(
                     return None
             else:
                 _run_stage(name, stages, forced=bool(start or only))
-        found = read_report_data(Path(stages["evaluate"].output)) if "evaluate" in chosen else None
-        if found:
-            _print_results(found)
+        if "evaluate" in chosen:
+            _print_results(Path(stages["evaluate"].output))
         return _report(folder)
 
 
@@ -181,6 +180,7 @@ def _run_stage(name: str, stages: Mapping[str, Any], *, forced: bool) -> None:
         say(f"{name}: goes on in {folder}, where it was interrupted")
     else:
         _set_aside(name, folder)
+        _make_room(name, config)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / STARTED, {"fingerprint": mark})
     say(f"{name}: running, results go to {folder}")
@@ -207,10 +207,22 @@ def _set_aside(name: str, folder: Path) -> None:
         return
     if not any((folder / own).is_file() for own in (STARTED, DONE, ENVIRONMENT)):
         raise ConfigError(f"{folder} holds files that no stage has written: choose another --{name}.output")
-    previous = folder.with_name(f"{folder.name}.previous")
+    previous = folder.parent / "previous" / folder.name
     shutil.rmtree(previous, ignore_errors=True)
+    previous.parent.mkdir(exist_ok=True)
     folder.rename(previous)
     say(f"{name}: {folder} held the result of other settings or inputs, or is to be done again; it is now {previous}")
+
+
+def _make_room(name: str, config: Any) -> None:
+    """Take samples and simulated rankings that are to be made again out of the store; people's rankings stay."""
+    if name not in ("sample", "label") or not ("://" in config.store or Path(config.store).is_file()):
+        return
+    from rlhf.renewal import forget
+    from rlhf.store import Store
+
+    with closing(Store(config.store)) as store:
+        forget(store, round=config.round, samples=name == "sample")
 
 
 def _has_result(name: str, config: Any) -> bool:
@@ -245,9 +257,9 @@ def _people_are_done(config: Any) -> bool:
     """Whether every item has a ranking; says how to rank, and how to go on, where one has none."""
     from rlhf.store import Store
 
-    store = Store(config.store, create=False)
-    ranked = {_item_key(each.prompt, each.completions) for each in store.rankings(rounds=[config.round])}
-    items = [_item_key(each.prompt, [c.text for c in each.completions]) for each in store.items(config.round)]
+    with closing(Store(config.store, create=False)) as store:
+        ranked = {_item_key(each.prompt, each.completions) for each in store.rankings(rounds=[config.round])}
+        items = [_item_key(each.prompt, [c.text for c in each.completions]) for each in store.items(config.round)]
     open_items = sum(item not in ranked for item in items)
     if open_items == 0:
         say(f"label: all {len(items)} items of {config.store} are ranked")
@@ -272,17 +284,18 @@ def _report(folder: Path) -> Path:
     return path
 
 
-def _print_results(data: ReportData) -> None:
+def _print_results(folder: Path) -> None:
     """What the evaluation found, as a person reads it in a terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    for each in data.tables:
+    data = read_report_data(folder)
+    for each in data.tables if data else ():
         table = Table(*map(escape, each.columns), title=escape(each.title), caption=escape(each.note) or None)
         for row in each.rows:
             table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
         console.print(table)
-    if data.verdict:
+    if data and data.verdict:
         console.print(escape(data.verdict))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import pytest
 from rlhf import pipeline
 from rlhf.config import STAGES, LabelConfig, PPOConfig, RunConfig, SampleConfig, SFTConfig, Simulation, Tracking
 from rlhf.fingerprint import content
+from rlhf.renewal import SIMULATED
 from rlhf.report_data import ReportData, Table, write_report_data
 from rlhf.store import Store
 from rlhf.types import Completion, ConfigError, Ranking
@@ -216,8 +218,8 @@ def test_checkpoints_of_other_settings_are_not_resumed_but_kept(
     pipeline.run(replace(config, ppo=PPOConfig(kl_coef=0.2)))
     folder = Path(config.runs) / "film"
     assert not (folder / "ppo/checkpoint").exists()
-    assert (folder / "ppo.previous/checkpoint").read_text() == "half"
-    assert "ppo.previous" in capsys.readouterr().err
+    assert (folder / "previous/ppo/checkpoint").read_text() == "half"
+    assert "previous/ppo" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_a_stages_is_left_alone(config: RunConfig, stages: Stages, tmp_path: Path) -> None:
@@ -228,6 +230,41 @@ def test_a_folder_that_is_not_a_stages_is_left_alone(config: RunConfig, stages: 
         pipeline.run(replace(config, sft=replace(config.sft, output=str(thesis.parent))))
     assert thesis.read_text() == "years of work"
     assert stages.take() == []
+
+
+def test_samples_of_changed_settings_replace_the_old_but_people_stay(config: RunConfig, stages: Stages) -> None:
+    pipeline.run(config)
+    with closing(Store(f"{config.runs}/film/labels.db")) as store:
+        store.add_completions("only a person saw this", [A, B])
+        store.import_rankings([Ranking("only a person saw this", ("a", "b"), (2, 1), "me")])
+        store.add_completions("nobody saw this", [A, B])
+        store.add_completions("of another round", [A, B], 1)
+        stages.take()
+        pipeline.run(replace(config, label=replace(config.label, overlap=2)), stop="label")
+        assert stages.take() == ["label"]
+        assert {str(item.prompt) for item in store.items(0)} == {"p", "only a person saw this", "nobody saw this"}
+        pipeline.run(replace(config, sft=replace(config.sft, epochs=2)), stop="sample")
+        assert {str(item.prompt) for item in store.items()} == {"p", "only a person saw this", "of another round"}
+        assert [ranking.annotator for ranking in store.rankings()] == ["me"]
+
+
+def test_simulated_annotators_say_it_again_when_their_settings_change(config: RunConfig, stages: Stages) -> None:
+    pipeline.run(config)
+    store = f"{config.runs}/film/labels.db"
+    rank(store, "me", (2, 1))
+    pipeline.run(replace(config, label=replace(config.label, simulate=Simulation("mine:other"))), stop="label")
+    with closing(Store(store)) as after:
+        assert [(ranking.annotator, ranking.ranks) for ranking in after.rankings()] == [
+            ("me", (2, 1)),
+            ("simulated-1", (1, 2)),
+        ]
+        assert after.counts().items == 1
+
+
+def test_simulated_annotators_are_known_by_their_names() -> None:
+    from labeling_ui.simulate import annotators
+
+    assert all(each.name.startswith(SIMULATED) for each in annotators(Simulation("a:b", annotators=12)))
 
 
 def test_from_to_and_only(config: RunConfig, stages: Stages) -> None:
