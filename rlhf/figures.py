@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from rlhf.report_data import Fact, Line
 
@@ -15,6 +15,12 @@ COLOURS = 6
 
 Range = tuple[float, float]
 Point = tuple[float, float]
+
+
+def text(value: object) -> str:
+    """Any value as harmless HTML text; control characters become visible signs."""
+    signs = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+    return html.escape(str(value).replace("\r\n", "\n").translate(signs | {0x7F: 0x2421}))
 
 
 def chart(
@@ -34,8 +40,8 @@ def chart(
     for number, line in enumerate(lines):
         drawing += _series(line, number % COLOURS + 1, x_range, y_range)
     return (
-        f"<figure><figcaption><b>{escape(title)}</b>{_change(lines)}</figcaption>{_legend(lines)}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(title, lines))}">'
+        f"<figure><figcaption><b>{text(title)}</b>{_change(lines)}</figcaption>{_legend(lines)}"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(_spoken(title, lines))}">'
         f"{''.join(drawing)}</svg>{_small_print(source, note)}</figure>"
     )
 
@@ -131,8 +137,8 @@ def _axes(x_range: Range, y_range: Range, *, whole: bool, x_label: str, y_label:
         yield f'<text class="end" x="{LEFT - 6}" y="{y}" dy="4">{short(tick)}</text>'
     for tick in ticks(*x_range, whole=whole):
         yield f'<text class="middle" x="{_x(tick, x_range):.1f}" y="{HEIGHT - BOTTOM + 16}">{short(tick)}</text>'
-    yield f'<text class="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}">{escape(x_label)}</text>'
-    yield f'<text x="4" y="9">{escape(y_label)}</text>'
+    yield f'<text class="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}">{text(x_label)}</text>'
+    yield f'<text x="4" y="9">{text(y_label)}</text>'
 
 
 def _series(line: Line, colour: int, x_range: Range, y_range: Range) -> Iterable[str]:
@@ -155,11 +161,11 @@ def _series(line: Line, colour: int, x_range: Range, y_range: Range) -> Iterable
         hover = " · ".join(filter(None, [line.name, label, f"{short(line.x[i] or 0)}, {short(line.y[i] or 0)}"]))
         shown = "hit" if line.joined and not lonely else "dot"
         at = f'cx="{x:.1f}" cy="{y:.1f}" r="4"'
-        yield f'<circle class="s{colour} {shown}" {at}><title>{escape(hover)}</title></circle>'
+        yield f'<circle class="s{colour} {shown}" {at}><title>{text(hover)}</title></circle>'
         if label:
             # a label near the right edge goes to the left of its point
             side, shift = ("end", -8) if x > WIDTH - RIGHT - 8 * len(label) else ("start", 8)
-            yield f'<text class="label {side}" x="{x + shift:.1f}" y="{y:.1f}" dy="4">{escape(label)}</text>'
+            yield f'<text class="label {side}" x="{x + shift:.1f}" y="{y:.1f}" dy="4">{text(label)}</text>'
 
 
 def _path(places: Sequence[Point | None]) -> str:
@@ -187,16 +193,16 @@ def _legend(lines: Sequence[Line]) -> str:
         return ""
     items = (
         '<li><svg viewBox="0 0 14 14" aria-hidden="true">'
-        f'<circle class="s{number % COLOURS + 1}" cx="7" cy="7" r="5"/></svg>{escape(line.name)}</li>'
+        f'<circle class="s{number % COLOURS + 1}" cx="7" cy="7" r="5"/></svg>{text(line.name)}</li>'
         for number, line in enumerate(lines)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def _small_print(source: str, note: str) -> str:
-    parts = [f"<code>{escape(source)}</code>" if source else "", escape(note)]
-    text = " ".join(part for part in parts if part)
-    return f"<small>{text}</small>" if text else ""
+    parts = [f"<code>{text(source)}</code>" if source else "", text(note)]
+    words = " ".join(part for part in parts if part)
+    return f"<small>{words}</small>" if words else ""
 
 
 def _spoken(title: str, lines: Sequence[Line]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from rlhf import report_page as page
 from rlhf.config import STAGES
 from rlhf.environment import without_passwords
-from rlhf.figures import chart
+from rlhf.figures import chart, text
 from rlhf.report_data import (
     Curve,
     Fact,
@@ -175,7 +175,7 @@ def _run_page(name: str, stages: Sequence[_Stage]) -> str:
 
 
 def _stage_section(stage: _Stage) -> str:
-    sentence = f"<p>{page.text(stage.data.verdict)}</p>" if stage.data.verdict else ""
+    sentence = f"<p>{text(stage.data.verdict)}</p>" if stage.data.verdict else ""
     return page.section(stage.title, sentence, *_content(stage))
 
 
@@ -251,7 +251,15 @@ def _provenance(stages: Sequence[_Stage]) -> list[str]:
     typed = list(dict.fromkeys(stage.environment["command"] for stage in stages if stage.environment.get("command")))
     environment = next((stage.environment for stage in reversed(stages) if stage.environment), {})
     return [
-        page.section("How to reproduce", page.commands(typed)),
+        page.section("How to reproduce", page.commands(typed), _one_stage_alone(stages) if typed else ""),
         page.section("Settings", *(page.settings(f"{stage.name}/{CONFIG}", stage.config) for stage in stages)),
         page.section("Environment", page.environment_table(environment)),
     ]
+
+
+def _one_stage_alone(stages: Sequence[_Stage]) -> str:
+    names = [stage.name for stage in stages if stage.name in STAGES and stage.config]
+    if not names:
+        return ""
+    command = f"rlhf {names[-1]} --config {names[-1]}/{CONFIG} --output somewhere/else"
+    return f'<p class="soft">One stage alone, from its settings: <code>{text(command)}</code></p>'

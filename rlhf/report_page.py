@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.figures import aligned, interval, short
+from rlhf.figures import aligned, interval, short, text
 from rlhf.progress import duration
 from rlhf.report_data import Cell, Fact, Samples, Table
 
@@ -32,12 +31,6 @@ def document(title: str, body: Iterable[str]) -> str:
         f"<title>{text(title)}</title><style>{style}</style></head>\n"
         f"<body><main>\n{chr(10).join(part for part in body if part)}\n</main><script>{script}</script></body></html>\n"
     )
-
-
-def text(value: object) -> str:
-    """Any value as harmless HTML text; control characters become visible signs."""
-    signs = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    return html.escape(str(value).replace("\r\n", "\n").translate(signs | {0x7F: 0x2421}))
 
 
 def cell(value: Cell) -> str:
