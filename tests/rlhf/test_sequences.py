@@ -1,4 +1,4 @@
-"""Batches of ragged sequences: masks from lengths, position ids, and the same numbers however a batch is padded or cut."""
+"""Batches of ragged sequences: masks from lengths, position ids, and the same numbers however a batch is padded."""
 
 from __future__ import annotations
 

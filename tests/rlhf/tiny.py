@@ -56,3 +56,28 @@ def save(name: str, folder: Path, tokenizer: Any, **changes: Any) -> Path:
     build(name, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tokenizer(
+    *specials: str, eos: str = "<eos>", pad: str | None = None, bos: str | None = None, merge: str | None = None
+) -> Any:
+    """A tokenizer of single bytes and these specials; `merge` (two characters) makes a token of those.
+
+    With `bos` it puts that before every text, as Llama's does.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    merge = merge.replace(" ", "Ġ") if merge else None
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *([merge] if merge else [])]
+    vocabulary = {token: i for i, token in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(merge[0], merge[1])] if merge else []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    names = dict.fromkeys([*([bos] if bos else []), eos, *([pad] if pad else []), *specials])
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token=pad, bos_token=bos)
