@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -290,7 +291,7 @@ def _print_results(folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     data = read_report_data(folder)
     for each in data.tables if data else ():
         table = Table(*map(escape, each.columns), title=escape(each.title), caption=escape(each.note) or None)
