@@ -109,7 +109,8 @@ class Ranking:
         for rank in self.ranks:
             if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= count):
                 raise DataError(f"rank {rank!r} is not an integer from 1 to {count}: 1 is best, null is not ranked")
-        if self.presented_order is not None and sorted(self.presented_order) != list(range(count)):
+        order = self.presented_order
+        if order is not None and not (all(type(i) is int for i in order) and sorted(order) == list(range(count))):
             raise DataError(
                 f"presented_order {list(self.presented_order)} is not an order of the indices 0 to {count - 1}"
             )
