@@ -17,7 +17,7 @@ from torch import Tensor
 
 def plackett_luce_loss(
     scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"], *, label_smoothing: float = 0.0
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Negative log likelihood of the rankings under Plackett-Luce, ties left unbroken.
 
     Each completion i that has someone ranked strictly below it contributes
@@ -37,9 +37,9 @@ def plackett_luce_loss(
     return (1 - label_smoothing) * forward + label_smoothing * reverse
 
 
-def _plackett_luce(scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"]) -> Float[Tensor, "B"]:
+def _plackett_luce(scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"]) -> Float[Tensor, " B"]:
     scores = _ranked_only(scores, ranks)
-    rivals = torch.where(_beats(ranks), scores[:, None, :], -torch.inf)
+    rivals = torch.where(beats(ranks), scores[:, None, :], -torch.inf)
     with_self = torch.cat([scores[:, :, None], rivals], dim=2)  # alone where nobody is below: a contribution of 0
     return (with_self.logsumexp(dim=2) - scores).sum(dim=1)
 
@@ -50,7 +50,7 @@ def bradley_terry_loss(
     *,
     tie_strength: float | None = None,
     label_smoothing: float = 0.0,
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Mean negative log likelihood over all pairs of a ranking, each pair once (Ouyang et al. 2022), ties included.
 
     With `tie_strength` nu: Davidson's (1970) model, D = e^(d/2) + e^(-d/2) + nu with d = s_i - s_j,
@@ -58,17 +58,17 @@ def bradley_terry_loss(
         P(i > j) = e^(d/2) / D        P(i = j) = nu / D
 
     where nu / (2 + nu) is the share of ties among equals; nu near 0 is plain Bradley-Terry. Without it, a tie is the
-    soft label one half: 1/2 (-log sigmoid(d) - log sigmoid(-d)). `label_smoothing` is the share of strict judgements taken
-    to be reversed. A ranking with fewer than two ranked completions has loss 0.
+    soft label one half: 1/2 (-log sigmoid(d) - log sigmoid(-d)). `label_smoothing` is the share of strict judgements
+    taken to be reversed. A ranking with fewer than two ranked completions has loss 0.
     """
     scores = _ranked_only(scores, ranks)
     margin = scores[:, :, None] - scores[:, None, :]
     wins, losses = -_log_win(margin, tie_strength), -_log_win(-margin, tie_strength)
     strict = (1 - label_smoothing) * wins + label_smoothing * losses
     tie = (wins + losses) / 2 if tie_strength is None else -_log_tie(margin, tie_strength)
-    beats, ties = _beats(ranks), _ties(ranks)
-    total = torch.where(beats, strict, 0.0).sum(dim=(1, 2)) + torch.where(ties, tie, 0.0).sum(dim=(1, 2))
-    return total / (beats.sum(dim=(1, 2)) + ties.sum(dim=(1, 2))).clamp(min=1)
+    ordered, tied = beats(ranks), _ties(ranks)
+    total = (torch.where(ordered, strict, 0.0) + torch.where(tied, tie, 0.0)).sum(dim=(1, 2))
+    return total / (ordered | tied).sum(dim=(1, 2)).clamp(min=1)
 
 
 def _log_win(margin: Float[Tensor, "B K K"], tie_strength: float | None) -> Float[Tensor, "B K K"]:
@@ -87,7 +87,7 @@ def _log_davidson(margin: Float[Tensor, "B K K"], tie_strength: float) -> Float[
     return torch.stack([margin / 2, -margin / 2, log_nu]).logsumexp(dim=0)
 
 
-def centering_loss(scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"]) -> Float[Tensor, "B"]:
+def centering_loss(scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Squared double mean of a ranking's scores: (s_1 + s_2)^2 for a pair (Eisenstein et al. 2023, eq. 2).
 
     No loss of differences knows where zero is; this one puts it there. It does not touch the spread.
@@ -101,7 +101,7 @@ def _ranked_only(scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"]) -> Flo
     return torch.where(ranks > 0, scores, 0.0)
 
 
-def _beats(ranks: Int[Tensor, "B K"]) -> Bool[Tensor, "B K K"]:
+def beats(ranks: Int[Tensor, "B K"]) -> Bool[Tensor, "B K K"]:
     """[b, i, j]: i stands strictly above j."""
     mine, theirs = ranks[:, :, None], ranks[:, None, :]
     return (mine > 0) & (mine < theirs)

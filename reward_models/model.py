@@ -26,8 +26,8 @@ from rlhf.types import ContractError, DataError, Prompt
 class RewardModel:
     """Scores completions: a `rlhf.types.RewardFn` on a frozen sequence classifier with one output.
 
-    `(raw - score_mean) / score_std`, with the two constants in the model's `config.json`, puts the completions that were
-    ranked at mean 0 and standard deviation 1.
+    `(raw - score_mean) / score_std`, with the two constants in the model's `config.json`, puts the completions that
+    were ranked at mean 0 and standard deviation 1.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ def set_calibration(classifier: Any, raw: Tensor) -> tuple[float, float]:
     mean, std = raw.double().mean().item(), raw.double().std(correction=0).item()
     if not (raw.isfinite().all() and std > 0):
         raise DataError(
-            f"the trained scores have mean {mean:.3g} and standard deviation {std:.3g}, which is of no use as a reward: "
+            f"the trained scores have mean {mean:.3g} and standard deviation {std:.3g}, of no use as a reward: "
             "lower learning_rate, or give rankings whose completions differ"
         )
     config = unwrapped(classifier).config

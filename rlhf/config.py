@@ -227,7 +227,9 @@ class RewardConfig:
     loss: Literal["plackett_luce", "bradley_terry"] = "plackett_luce"
     """Both read ties; Bradley-Terry takes all pairs of a ranking at once."""
     center_coef: float = 0.01
-    """Weight of the squared mean score that keeps raw scores near 0."""
+    """Weight of the squared double mean of a ranking's scores (Eisenstein et al. 2023), which keeps them near 0."""
+    label_smoothing: float = 0.0
+    """Share of judgements taken to be reversed; 0.05 to 0.1 where annotators are known to be careless."""
     epochs: float = 1.0
     batch_size: int = 16
     """Rankings per optimiser step."""
@@ -248,6 +250,7 @@ class RewardConfig:
         _check_common(self)
         require(self.epochs > 0, "epochs", self.epochs, "above 0")
         require(self.center_coef >= 0, "center_coef", self.center_coef, "0 or more")
+        require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "0 or more, below 0.5")
 
 
 @dataclass(frozen=True)

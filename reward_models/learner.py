@@ -1,0 +1,159 @@
+"""What reward training changes from step to step, and how it is written down so that resuming is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
+
+from reward_models.evaluation import Scored
+from reward_models.losses import beats, bradley_terry_loss, centering_loss, plackett_luce_loss
+from reward_models.model import scores_of, sequence_scores
+from reward_models.preferences import EncodedRanking, tie_strength
+from rlhf import checkpoint, models
+from rlhf.checkpoint import Checkpoint
+from rlhf.config import RewardConfig
+from rlhf.sequences import pad_rows
+from rlhf.types import UserError
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(scores (B, K), ranks (B, K)) -> (B,)"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step saw, before it changed the weights."""
+
+    loss: float
+    """Mean per ranking."""
+    accuracy: float
+    """Share of the batch's strict pairs that the scores ordered right; NaN where it has none."""
+    grad_norm: float
+    learning_rate: float
+
+
+class Learner:
+    """A classifier with its optimiser and schedule. Dropout stays off: the same text always has the same score."""
+
+    def __init__(self, config: RewardConfig, classifier: Any, rankings: Sequence[EncodedRanking], *, pad: int) -> None:
+        self.config, self.classifier, self.rankings, self.pad = config, classifier.eval(), rankings, pad
+        self.dtype = models.compute_dtype(config.precision, next(classifier.parameters()).device)
+        self.objective = objective(config, rankings)
+        self.weights = models.trainable_parameters(classifier)
+        self.total = max(round(config.epochs * len(rankings)), 1)
+        self.steps = math.ceil(self.total / config.batch_size)
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        warmup = round(config.warmup_share * self.steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, partial(warmup_then_linear, warmup=warmup, steps=self.steps)
+        )
+
+    def step(self, number: int) -> Step:
+        """Optimiser step `number` (from 0). Raises UserError where the loss or its gradient is not finite."""
+        batch = self.batch(number)
+        total, right, pairs = 0.0, 0, 0
+        self.optimizer.zero_grad(set_to_none=True)
+        for start in range(0, len(batch), self.config.micro_batch_size):
+            part = batch[start : start + self.config.micro_batch_size]
+            scores, ranks = ranked_scores(self.classifier, part, pad=self.pad, dtype=self.dtype)
+            losses = self.objective(scores, ranks)
+            (losses.sum() / len(batch)).backward()
+            total += losses.sum().item()
+            ordered = beats(ranks)
+            right += int((scores[:, :, None] > scores[:, None, :])[ordered].sum())
+            pairs += int(ordered.sum())
+        norm = clip_grad_norm_(self.weights.values(), self.config.max_grad_norm).item()
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise UserError(f"training diverged at step {number + 1}: lower learning_rate, or set precision: fp32")
+        learning_rate = float(self.schedule.get_last_lr()[0])
+        self.optimizer.step()
+        self.schedule.step()
+        return Step(total / len(batch), right / pairs if pairs else math.nan, norm, learning_rate)
+
+    def batch(self, number: int) -> list[EncodedRanking]:
+        """The rankings of a step: each once an epoch, every epoch in another order. Like lengths stand together."""
+        count, size = len(self.rankings), self.config.batch_size
+        wanted = range(number * size, min((number + 1) * size, self.total))
+        orders = {epoch: self._order(epoch) for epoch in {position // count for position in wanted}}
+        chosen = [self.rankings[orders[position // count][position % count]] for position in wanted]
+        return sorted(chosen, key=lambda encoded: max(map(len, encoded.rows)))
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(checkpoint.seed_of(self.config.seed, "rankings", epoch))
+        return torch.randperm(len(self.rankings), generator=generator).tolist()
+
+    def score(self, rankings: Sequence[EncodedRanking]) -> list[Scored]:
+        """Raw scores of every completion of these rankings."""
+        flat = self.scores([row for encoded in rankings for row in encoded.rows]).split(
+            [len(encoded.rows) for encoded in rankings]
+        )
+        return [
+            Scored(encoded.ranking, tuple(scores.tolist()), encoded.lengths)
+            for encoded, scores in zip(rankings, flat, strict=True)
+        ]
+
+    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """(N,) raw scores."""
+        return scores_of(self.classifier, rows, pad=self.pad, dtype=self.dtype, batch_size=32)
+
+    def loss(self, held_out: Sequence[Scored]) -> float:
+        """Mean objective of rankings that were scored."""
+        scores = pad_sequence([torch.tensor(each.scores) for each in held_out], batch_first=True)
+        ranks = pad_rows([[rank or 0 for rank in each.ranking.ranks] for each in held_out], pad=0, side="right")
+        return self.objective(scores, ranks).mean().item()
+
+    def save(self, folder: Path, step: int, **numbers: Any) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        states = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": checkpoint.random_states(),
+        }
+        checkpoint.save(folder, step, weights={"reward": self.weights}, states=states, numbers=numbers)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back to a checkpoint."""
+        with torch.no_grad():
+            for name, tensor in saved.weights("reward").items():
+                self.weights[name].copy_(tensor)
+        states = saved.states()
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.schedule.load_state_dict(states["schedule"])
+        checkpoint.restore_random_states(states["random"])
+
+
+def objective(config: RewardConfig, rankings: Sequence[EncodedRanking]) -> Objective:
+    """The configured loss of a ranking, centring included. Ties of Bradley-Terry are Davidson's, nu from the data."""
+    smoothing = config.label_smoothing
+    if config.loss == "bradley_terry":
+        loss = partial(bradley_terry_loss, tie_strength=tie_strength(rankings), label_smoothing=smoothing)
+    else:
+        loss = partial(plackett_luce_loss, label_smoothing=smoothing)
+    return lambda scores, ranks: loss(scores, ranks) + config.center_coef * centering_loss(scores, ranks)
+
+
+def ranked_scores(
+    classifier: Any, batch: Sequence[EncodedRanking], *, pad: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Scores and ranks (B, K) of the ranked completions; rank 0 fills rankings of fewer."""
+    flat = sequence_scores(classifier, [e.rows[i] for e in batch for i in e.ranked], pad=pad, dtype=dtype)
+    scores = pad_sequence(list(flat.split([len(e.ranked) for e in batch])), batch_first=True)
+    ranks = pad_rows([[e.ranking.ranks[i] or 0 for i in e.ranked] for e in batch], pad=0, side="right")
+    return scores, ranks.to(scores.device)
+
+
+def warmup_then_linear(step: int, *, warmup: int, steps: int) -> float:
+    """Factor of the learning rate at a step: up over `warmup` steps, then down to 0 at the end."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(steps - step, 0) / max(steps - warmup, 1)
