@@ -86,9 +86,11 @@ def ranking_from_json(row: Mapping[str, Any]) -> Ranking:
         seconds,
         "a number, 0 or more, or null",
     )
+    # A model may say nothing at all, and that is ranked like anything else.
+    texts = [check_text(text, "a completion", may_be_empty=True) for text in _list(row, "completions")]
     return Ranking(
         prompt=_prompt(row["prompt"]),
-        completions=tuple(check_text(text, "a completion") for text in _list(row, "completions")),
+        completions=tuple(texts),
         ranks=tuple(_list(row, "ranks")),
         annotator=check_text(row["annotator"], "annotator"),
         presented_order=_order(row),

@@ -154,6 +154,8 @@ def _json_array_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate(json.loads(text), start=1)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: JSON that cannot be read ({error})") from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -221,11 +223,11 @@ def _called_rows(spec: str) -> Iterable[Any]:
     return rows
 
 
-def check_text(value: object, what: str) -> str:
+def check_text(value: object, what: str, *, may_be_empty: bool = False) -> str:
     """The value, if it is a text that holds anything; raises DataError saying what it is instead."""
     if not isinstance(value, str):
         raise DataError(f"{what} is {_shown(value)}, not a text")
-    if not value.strip():
+    if not value.strip() and not may_be_empty:
         raise DataError(f"{what} is empty")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(f"{what} holds half a surrogate pair, which is not a character")

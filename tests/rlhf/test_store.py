@@ -1,0 +1,215 @@
+"""The label store: nothing lost, nothing twice, and the same content whatever the way in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from rlhf import schema
+from rlhf.data import read_rankings
+from rlhf.store import Judgement, Store, add_event, add_ranking
+from rlhf.types import Completion, ConfigError, DataError, Ranking
+
+ROOT = Path(__file__).parents[2]
+CHAT = [{"role": "user", "content": "Hi \u2028 ü"}]
+TEXTS = [
+    Completion("good", "sft", 1, {"temperature": 1.0, "max_completion_tokens": 8}),
+    Completion("", "sft", 2, {}, finished=False),
+    Completion("bad", "ppo", 2**40),
+]
+A = Ranking(CHAT, ("good", "", "bad"), (1, 2, 2), "ann", (2, 0, 1), {"unsafe": True}, "why", 3.5, 0, 2, "2026-01-01")
+B = Ranking("p", ("x", "y"), (None, 1), "bob", created_at="2026-01-02", round=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "sub" / "labels.db")
+
+
+def test_items_come_back_as_they_went_in(store: Store) -> None:
+    first = store.add_completions(CHAT, TEXTS)
+    second = store.add_completions("p", TEXTS[:2], round=1)
+    assert [item.id for item in store.items()] == [first, second]
+    assert store.items(0)[0].prompt == CHAT
+    assert store.items(0)[0].completions == tuple(TEXTS)
+    assert [item.round for item in store.items(1)] == [1]
+
+
+def test_the_same_item_twice_is_one(store: Store) -> None:
+    first = store.add_completions("p", TEXTS)
+    assert store.add_completions("p", TEXTS) == first
+    assert store.add_completions("p", TEXTS, round=1) != first
+    assert store.add_completions("p", TEXTS[::-1]) != first
+    assert store.counts().items == 3
+    assert store.counts().completions == 9
+
+
+def test_one_completion_cannot_be_ranked(store: Store) -> None:
+    with pytest.raises(DataError, match="at least 2 completions"):
+        store.add_completions("p", TEXTS[:1])
+
+
+def test_import_is_idempotent_and_export_is_its_inverse(store: Store, tmp_path: Path) -> None:
+    assert store.import_rankings([A, B]) == 2
+    assert store.import_rankings([B, A, A]) == 0
+    assert store.rankings() == [A, B]
+    assert store.counts().annotators == {"ann": 1, "bob": 1}
+    assert store.export(tmp_path / "r.jsonl") == 2
+    other = Store(tmp_path / "other.db")
+    assert other.import_rankings(read_rankings(tmp_path / "r.jsonl").rankings) == 2
+    assert other.rankings() == [A, B]
+    assert other.import_rankings(store.rankings()) == 0
+
+
+def test_rankings_of_sampled_items_join_them(store: Store) -> None:
+    store.add_completions(CHAT, TEXTS)
+    store.import_rankings([A])
+    assert store.counts().items == 1
+    assert store.items()[0].completions[0].model == "sft"
+
+
+def test_a_changed_mind_supersedes_and_keeps_the_old_row(store: Store) -> None:
+    changed = replace(A, ranks=(3, 2, 1))
+    assert store.import_rankings([A, changed]) == 2
+    assert store.rankings() == [changed]
+    with store.read() as connection:
+        rows = connection.execute(sa.select(schema.rankings).order_by(schema.rankings.c.version)).all()
+    assert [(row.version, row.active, row.ranks) for row in rows] == [(1, False, [1, 2, 2]), (2, True, [3, 2, 1])]
+    assert store.import_rankings([A]) == 0, "an old export does not bring an old mind back"
+
+
+def test_selection_by_annotator_and_round(store: Store) -> None:
+    store.import_rankings([A, B, replace(A, annotator="bob")])
+    assert {r.annotator for r in store.rankings(annotators=["ann"])} == {"ann"}
+    assert store.rankings(rounds=[1]) == [B]
+    assert store.rankings(annotators=["ann"], rounds=[1]) == []
+    assert store.rankings(annotators=[]) == []
+
+
+def test_order_and_hash_do_not_depend_on_the_way_in(tmp_path: Path) -> None:
+    many = [replace(B, prompt=f"p{n}", annotator=who) for n in range(20) for who in ("x", "y")]
+    one, other = Store(tmp_path / "1.db"), Store(tmp_path / "2.db")
+    one.import_rankings(many)
+    other.import_rankings([replace(each, seconds=1.0, created_at="2027") for each in many[::-1]])
+    assert [r.prompt for r in one.rankings()] == [r.prompt for r in other.rankings()]
+    assert one.content_hash() == other.content_hash()
+    other.import_rankings([replace(many[0], ranks=(1, 1))])
+    assert one.content_hash() != other.content_hash()
+
+
+def test_unranked_items_do_not_change_the_hash(store: Store) -> None:
+    store.import_rankings([A])
+    before = store.content_hash()
+    store.add_completions("new", TEXTS)
+    assert store.content_hash() == before
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    wrong = Ranking("q", ("x", "y"), (1, 2), "me", flags={"a": object()})
+    with pytest.raises((TypeError, sa.exc.StatementError)):
+        store.import_rankings([A, wrong])
+    assert store.counts().items == 0
+    assert store.counts().rankings == 0
+
+
+def test_the_database_itself_refuses_two_standing_rankings(store: Store) -> None:
+    store.import_rankings([A])
+    row = {"assignment_id": 1, "idempotency_key": "k", "version": 2, "active": True, "ranks": [1, 2, 3]}
+    second = sa.insert(schema.rankings).values(row | {"flags": {}, "guideline_version": 1, "created_at": "2026"})
+    with store.write() as connection, pytest.raises(sa.exc.IntegrityError, match="assignment_id"):
+        connection.execute(second)
+
+
+def test_sqlite_is_set_up_for_durability(store: Store) -> None:
+    with store.read() as connection:
+        found = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
+
+
+def test_the_log_only_grows(store: Store) -> None:
+    with store.write() as connection:
+        numbers = [add_event(connection, "note", "me", number=n) for n in range(3)]
+    assert numbers == [1, 2, 3]
+    with store.read() as connection:
+        assert connection.execute(sa.select(schema.events.c.payload)).scalars().all() == [
+            {"number": n} for n in range(3)
+        ]
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is not a database, " * 100)
+    with pytest.raises(DataError, match=r"text\.db cannot be opened: file is not a database"):
+        Store(tmp_path / "text.db")
+    with pytest.raises(DataError, match="is a folder"):
+        Store(tmp_path)
+    with pytest.raises(DataError, match="there is no label store"):
+        Store(tmp_path / "none.db", create=False)
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Store("nosuch://host/db")
+
+
+def test_a_store_of_another_version_is_refused(store: Store) -> None:
+    with sqlite3.connect(store.name) as connection:
+        connection.execute("UPDATE meta SET value = '99'")
+    with pytest.raises(DataError, match="has schema 99, this version of rlhf knows 1"):
+        Store(store.name)
+
+
+def test_a_url_is_a_store_too(tmp_path: Path) -> None:
+    Store(f"sqlite:///{tmp_path / 'a.db'}").import_rankings([A])
+    assert Store(tmp_path / "a.db", create=False).rankings() == [A]
+
+
+def test_writers_wait_for_each_other(store: Store) -> None:
+    def add(thread: int) -> None:
+        for number in range(12):
+            store.add_completions(f"{thread} {number}", TEXTS)
+            store.add_completions(f"shared {number}", TEXTS)
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.counts().items == 6 * 12 + 12
+
+
+def test_a_write_that_returned_survives_a_kill(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rlhf.store import Store; from rlhf.types import Ranking\n"
+        "store = Store(sys.argv[1])\n"
+        "for n in range(10**6):\n"
+        "    store.import_rankings([Ranking(f'p{n}', ('x', 'y'), (1, 2), 'me')]); print(n, flush=True)\n"
+    )
+    path = tmp_path / "labels.db"
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline() for _ in range(20)]
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        acknowledged += process.stdout.read().splitlines()
+        process.wait()
+        saved = {ranking.prompt for ranking in Store(path, create=False).rankings()}
+        assert {f"p{int(line)}" for line in acknowledged if line.strip().isdecimal()} <= saved
+
+
+def test_judgements_keep_their_versions(store: Store) -> None:
+    store.import_rankings([A])
+    with store.write() as connection:
+        add_ranking(connection, 1, "again", Judgement((2, 1, 1)))
+    assert store.rankings()[0].ranks == (2, 1, 1)
