@@ -45,6 +45,8 @@ NEEDED = {"sft": ("data",), "sample": ("prompts",), "ppo": ("prompts",), "evalua
 """Fields that no earlier stage can fill."""
 
 STARTED = "started.json"
+OWN_FILES = (STARTED, DONE, ENVIRONMENT, "label.json")
+"""By these a folder is known to hold a stage's results; `rlhf label`, run by hand, leaves only the last."""
 
 
 def run(
@@ -206,7 +208,7 @@ def _set_aside(name: str, folder: Path) -> None:
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not any((folder / own).is_file() for own in (STARTED, DONE, ENVIRONMENT)):
+    if not any((folder / own).is_file() for own in OWN_FILES):
         raise ConfigError(f"{folder} holds files that no stage has written: choose another --{name}.output")
     previous = folder.parent / "previous" / folder.name
     shutil.rmtree(previous, ignore_errors=True)
