@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-COMPARED_WITH_START = ("policy/entropy_avg", "gen/length_mean", "gen/eos_rate")
-"""Metrics whose first value a run has to remember."""
+COMPARED_WITH_START = ("objective/scores", "policy/entropy_avg", "gen/length_mean", "gen/eos_rate")
+"""Metrics whose first value a run remembers: for the alarms, and for its report."""
 
 
 class Alarm(NamedTuple):

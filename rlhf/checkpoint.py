@@ -83,10 +83,10 @@ def latest(folder: Path) -> Checkpoint | None:
 
     Raises UserError when there are checkpoints and all of them are damaged: starting over silently would hide it.
     """
-    found = sorted((p for p in folder.glob("step_*") if p.suffix != ".writing"), reverse=True)
+    steps = {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.suffix != ".writing"}
     problems = []
-    for path in found:
-        checkpoint = Checkpoint(int(path.name.removeprefix("step_")), path)
+    for step in sorted(steps, reverse=True):
+        checkpoint = Checkpoint(step, steps[step])
         try:
             _verify(checkpoint)
         except UserError as error:

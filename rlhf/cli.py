@@ -1,8 +1,8 @@
 """The command line: parses, then imports only the stage it runs.
 
 `rlhf STAGE --config file.yaml --key value` fills the stage's frozen dataclass; YAML first, flags on top. What the user
-can mend ends in one message on stderr and exit status 2, an interrupt in status 130; anything else is a bug and keeps
-its traceback. Parsing imports neither torch nor anything else that is heavy.
+can mend ends in one message on stderr and exit status 2, Ctrl-C in status 130 and SIGTERM in 143; anything else is a
+bug and keeps its traceback. Parsing imports neither torch nor anything else that is heavy.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rlhf {arguments[0]}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)  # of rlhf.stopping.Stopped: 143 after SIGTERM
     return 0
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from signal import SIGTERM
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,48 +22,16 @@ from rlhf.config import PPOConfig, needed
 from rlhf.contract import Contract
 from rlhf.contract import load as load_contract
 from rlhf.generation.plain import PlainEngine
+from rlhf.kl_control import AdaptiveKL, FixedKL, KLController
 from rlhf.learner import Learner
 from rlhf.progress import progress, say
+from rlhf.report_data import Fact, ReportData, write_report_data
 from rlhf.rollout import Rollout, Shaping, collect
 from rlhf.sequences import Sequences
+from rlhf.stopping import Stopped, stop_request
 from rlhf.tracking import Tracker
-from rlhf.types import Prompt, RewardFn, UserError, prompt_text
+from rlhf.types import ConfigError, DataError, Prompt, RewardFn, UserError, prompt_text
 from rlhf.update import UpdateSettings, reducer, update
-
-
-class KLController(Protocol):
-    """Sets the weight of the KL penalty for the next rollout."""
-
-    value: float
-
-    def update(self, kl: float, episodes: int) -> None:
-        """Learn the mean KL per sequence (nats) of the last `episodes` completions."""
-        ...
-
-
-class FixedKL:
-    """The weight stays."""
-
-    def __init__(self, value: float):
-        self.value = value
-
-    def update(self, kl: float, episodes: int) -> None:
-        """Nothing to learn."""
-
-
-class AdaptiveKL:
-    """Proportional control towards `target` nats per sequence, eq. 3 of Ziegler et al. 2019."""
-
-    def __init__(self, value: float, *, target: float, horizon: int):
-        self.value = value
-        self.target = target
-        self.horizon = horizon
-
-    def update(self, kl: float, episodes: int) -> None:
-        """value *= 1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon"""
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * episodes / self.horizon
-
 
 ALARM_AGAIN_AFTER = 20
 """Steps for which the same alarm is not raised again."""
@@ -96,7 +65,8 @@ def train(
 
     `policy` is also the reference: a frozen copy is taken at the start. `value=None` makes a new value head on the
     policy's trunk, or none at all with `extras.rloo_samples`. An interrupted run goes on from its last checkpoint, and
-    ends as if it had never stopped. Raises UserError for prompts or rewards that cannot be used.
+    ends as if it had never stopped. SIGTERM and Ctrl-C let the step finish, save, and raise Stopped. Raises UserError
+    for prompts, rewards or weights that cannot be used.
     """
     folder, steps = Path(config.output), config.total_episodes // config.batch_size
     task = _Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
@@ -109,6 +79,7 @@ def train(
             folder, stage="ppo", config=config, tracking=config.tracking, resume_step=saved.step if saved else None
         ) as tracker,
         progress("ppo", total=steps, done=state["step"]) as bar,
+        stop_request() as stop,
     ):
         for step in range(state["step"], steps):
             started = time.perf_counter()
@@ -129,13 +100,16 @@ def train(
             _report_samples(tracker, batch, step + 1, steps)
             _raise_alarms(tracker, metrics, running, step)
             bar.advance(1, score=metrics["objective/scores"], kl=metrics["objective/kl"])
-            if (step + 1) % config.save_every == 0 or step + 1 == steps:
+            stopping = task.anywhere(bool(stop))
+            if stopping or (step + 1) % config.save_every == 0 or step + 1 == steps:
                 task.learner.save(
                     folder / "checkpoints",
                     step + 1,
                     {"kl_coef": kl_controller.value, "running": running, "metrics": metrics},
                 )
-        return _finish(task, config, metrics, tracker)
+            if stopping:
+                raise Stopped(f"step {step + 1} of {steps} is saved: run it again to go on", stop.signum or SIGTERM)
+        return _finish(task, config, metrics, running["start"], tracker)
 
 
 class _Task:
@@ -156,6 +130,7 @@ class _Task:
         self.reduce = reducer(self.accelerator)
         device = self.accelerator.device
         dtype = models.compute_dtype(config.precision, device)
+        _check_usable(policy, prompts)
         ids, kept = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
         self.prompts, self.prompt_ids = [prompts[i] for i in kept], ids
         if len(kept) < len(prompts):
@@ -202,6 +177,10 @@ class _Task:
             target_kl=config.extras.target_kl,
             ptx_coef=config.extras.ptx_coef,
         )
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it holds on any process: all of them must leave the loop after the same step."""
+        return bool(self.reduce(torch.tensor(float(here), device=self.accelerator.device)) > 0)
 
     def rollout(self, step: int, *, kl_coef: float) -> Rollout:
         """Completions of this step's prompts, ready for the update. Each process takes its share of the batch."""
@@ -291,7 +270,8 @@ def run(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) 
         max_completion_tokens=config.max_completion_tokens,
     )
     reward = load_reward(reward_source, contract)
-    value = _separate_critic(config, policy, tokenizer) if config.value == "separate" else None
+    has_critic = config.value == "separate" and config.extras.rloo_samples is None
+    value = _separate_critic(config, policy, tokenizer) if has_critic else None
     return train(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=training, value=value)
 
 
@@ -304,6 +284,21 @@ def _separate_critic(config: PPOConfig, policy: Any, tokenizer: Any) -> ValueMod
     twin = models.trainable_copy(policy)
     backbone = (twin.get_base_model() if hasattr(twin, "peft_config") else twin).base_model
     return ValueModel(backbone, ValueHead(policy.get_output_embeddings().weight.shape[1]))
+
+
+def _check_usable(policy: Any, prompts: Sequence[Prompt]) -> None:
+    """Refuse what would train nothing, or next to nothing, without a word."""
+    if not prompts:
+        raise DataError("there is no prompt to train on: give more prompts, or lower held_out")
+    trained = models.trainable_parameters(policy)
+    if not trained:
+        raise ConfigError("no weight of the policy is trainable: load it with models.load_policy(..., trainable=...)")
+    coarse = {weight.dtype for weight in trained.values()} & {torch.bfloat16, torch.float16}
+    if coarse:
+        raise ConfigError(
+            f"the policy's weights are {coarse.pop()}, in which small steps are lost: load it with dtype=torch.float32 "
+            "(bf16 is for computing: precision)"
+        )
 
 
 def _demonstrations(config: PPOConfig, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
@@ -319,7 +314,10 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> list[tuple[list[int], 
         )
         for d in training
     ]
-    return [(prompt, completion) for prompt, completion in pairs if len(prompt) <= config.max_prompt_tokens]
+    fitting = [(prompt, completion) for prompt, completion in pairs if len(prompt) <= config.max_prompt_tokens]
+    if not fitting:
+        raise DataError(f"no demonstration of extras.ptx_data fits max_prompt_tokens = {config.max_prompt_tokens}")
+    return fitting
 
 
 def _kl_controller(config: PPOConfig, value: float) -> KLController:
@@ -371,13 +369,31 @@ def _raise_alarms(tracker: Tracker, metrics: dict[str, float], running: dict[str
             tracker.alert(alarm.title, alarm.advice)
 
 
-def _finish(task: _Task, config: PPOConfig, metrics: dict[str, float], tracker: Tracker) -> PPOResult:
+def _report_data(metrics: dict[str, float], start: dict[str, float]) -> ReportData:
+    """The run in one sentence; the report draws the curves by itself."""
+    before, after, kl = start["objective/scores"], metrics["objective/scores"], metrics["objective/kl"]
+    return ReportData(
+        title="Proximal policy optimisation",
+        verdict=f"The score went from {before:.2f} to {after:.2f} at a KL of {kl:.2f} nats per sequence, "
+        f"in {metrics['episode']:.0f} completions. What that is worth, the evaluation says.",
+        facts=(
+            Fact("Score of the last rollout", after, reference=before),
+            Fact("KL to the SFT policy (nats per sequence)", kl, reference=0.0),
+            Fact("Tokens per completion", metrics["gen/length_mean"], reference=start["gen/length_mean"]),
+        ),
+    )
+
+
+def _finish(
+    task: _Task, config: PPOConfig, metrics: dict[str, float], start: dict[str, float], tracker: Tracker
+) -> PPOResult:
     folder = Path(config.output) / "model"
     task.learner.use_average()
     policy = task.learner.model.policy
     if task.accelerator.is_main_process:
         models.save_model(policy, task.tokenizer, folder, contract=task.contract)
         task.learner.save_value(Path(config.output) / "value")
+        write_report_data(Path(config.output), _report_data(metrics, start))
     tracker.summary({name: value for name, value in metrics.items() if not name.startswith("timing/")})
     task.accelerator.wait_for_everyone()
     return PPOResult(policy, folder, metrics)

@@ -1,0 +1,63 @@
+"""Stopping cleanly: SIGTERM, or Ctrl-C once, lets the step under way finish; a second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NOTED = b"\nstopping after this step; once more to stop at once, without saving\n"
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop and has saved its work; the message says how to go on."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.status = 128 + signum
+        """Of the process, as shells count: 143 after SIGTERM, 130 after Ctrl-C."""
+
+
+class StopRequest:
+    """Whether somebody asked to stop, and by which signal."""
+
+    signum: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signum is not None
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Take note of signals instead of dying of them: `with stop_request() as stop: ... if stop: save, raise Stopped`.
+
+    A signal that the process ignores stays ignored, and outside the main thread, where Python handles no signals,
+    nothing is noted.
+    """
+    request = StopRequest()
+    before = {} if threading.current_thread() is not threading.main_thread() else _handlers()
+
+    def note(signum: int, _: object) -> None:
+        request.signum = signum
+        _restore(before)  # the second one is not held back
+        os.write(2, NOTED)  # print is not reentrant
+
+    for signum in before:
+        signal.signal(signum, note)
+    try:
+        yield request
+    finally:
+        _restore(before)
+
+
+def _handlers() -> dict[int, object]:
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    return {signum: handler for signum, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+
+
+def _restore(handlers: dict[int, object]) -> None:
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)  # type: ignore[arg-type]
