@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from rlhf.data import prompt_key
 from rlhf.statistics import Estimate, bootstrap_mean, expected_calibration_error, pair_accuracy
@@ -175,8 +174,12 @@ def _ranked(scored: Scored) -> tuple[list[int], list[float]]:
 
 
 def _kendall_tau(scored: Scored) -> float:
+    """tau-b: concordant minus discordant pairs, over the geometric mean of the pairs that either side does not tie."""
     ranks, scores = _ranked(scored)
-    return float(kendalltau([-rank for rank in ranks], scores)[0])  # pyright: ignore[reportArgumentType]
+    people = [np.sign(other - one) for one, other in combinations(ranks, 2)]
+    model = [np.sign(one - other) for one, other in combinations(scores, 2)]
+    untied = math.sqrt(np.count_nonzero(people) * np.count_nonzero(model))
+    return float(np.dot(people, model)) / untied if untied else math.nan
 
 
 def _top1(scored: Scored) -> float:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from reward_models.evaluation import Scored
 from reward_models.losses import beats, bradley_terry_loss, centering_loss, plackett_luce_loss
-from reward_models.model import scores_of, sequence_scores
+from reward_models.model import OnProgress, ignore, scores_of, sequence_scores
 from reward_models.preferences import EncodedRanking, tie_strength
 from rlhf import checkpoint, models
 from rlhf.checkpoint import Checkpoint
@@ -92,9 +92,9 @@ class Learner:
         generator = torch.Generator().manual_seed(checkpoint.seed_of(self.config.seed, "rankings", epoch))
         return torch.randperm(len(self.rankings), generator=generator).tolist()
 
-    def score(self, rankings: Sequence[EncodedRanking]) -> list[Scored]:
+    def score(self, rankings: Sequence[EncodedRanking], on_progress: OnProgress = ignore) -> list[Scored]:
         """Raw scores of every completion of these rankings."""
-        flat = self.scores([row for encoded in rankings for row in encoded.rows]).split(
+        flat = self.scores([row for encoded in rankings for row in encoded.rows], on_progress).split(
             [len(encoded.rows) for encoded in rankings]
         )
         return [
@@ -102,9 +102,9 @@ class Learner:
             for encoded, scores in zip(rankings, flat, strict=True)
         ]
 
-    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def scores(self, rows: Sequence[Sequence[int]], on_progress: OnProgress = ignore) -> Tensor:
         """(N,) raw scores."""
-        return scores_of(self.classifier, rows, pad=self.pad, dtype=self.dtype, batch_size=32)
+        return scores_of(self.classifier, rows, pad=self.pad, dtype=self.dtype, batch_size=32, on_progress=on_progress)
 
     def loss(self, held_out: Sequence[Scored]) -> float:
         """Mean objective of rankings that were scored."""

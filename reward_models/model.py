@@ -7,7 +7,7 @@ completion that was cut off at the token limit: whether a completion ended by it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ from rlhf.models import autocast, compute_dtype, device, is_classifier, load_cla
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.text import encode_completion, encode_prompt
 from rlhf.types import ContractError, DataError, Prompt
+
+OnProgress = Callable[[int], None]
+
+
+def ignore(_: int) -> None:
+    """Nobody watches."""
 
 
 class RewardModel:
@@ -103,12 +109,22 @@ def sequence_scores(classifier: Any, rows: Sequence[Sequence[int]], *, pad: int,
 
 @torch.no_grad()
 def scores_of(
-    classifier: Any, rows: Sequence[Sequence[int]], *, pad: int, dtype: torch.dtype, batch_size: int
+    classifier: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    dtype: torch.dtype,
+    batch_size: int,
+    on_progress: OnProgress = ignore,
 ) -> Tensor:
-    """(N,) scores of any number of rows, in the order given, on the CPU; rows of like length are forwarded together."""
+    """(N,) scores of any number of rows, in the order given, on the CPU; rows of like length are forwarded together.
+
+    `on_progress` is told how many more are done.
+    """
     scores = torch.empty(len(rows))
     for chunk in _chunks(sorted(range(len(rows)), key=lambda i: len(rows[i])), batch_size):
         scores[chunk] = sequence_scores(classifier, [rows[i] for i in chunk], pad=pad, dtype=dtype).cpu()
+        on_progress(len(chunk))
     return scores
 
 
