@@ -17,6 +17,7 @@ from rlhf.checkpoint import seed_of
 from rlhf.config import SFTConfig, needed
 from rlhf.generation.plain import PlainEngine
 from rlhf.progress import Bar, progress, say
+from rlhf.report_data import ReportData, write_report_data
 from rlhf.tracking import Tracker
 from rlhf.types import DataError, Demonstration, prompt_text
 
@@ -91,6 +92,7 @@ def train(
         models.save_model(policy, tokenizer, folder / "model", contract=contract)
         _show_samples(config, tracker, policy, tokenizer, list(held_out or training), steps)
         tracker.summary(metrics | {"demonstrations": len(rows)})
+        write_report_data(folder, _report_data(metrics, len(rows)))
     return SFTResult(policy, folder / "model", metrics)
 
 
@@ -184,6 +186,12 @@ def _last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of the trainer that is complete: its state is the last file that it writes."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def _report_data(metrics: dict[str, float], count: int) -> ReportData:
+    """The run in one sentence; the report draws the curves by itself."""
+    loss = f"; held-out loss {metrics['eval/loss']:.3f} nats per token" if metrics else ""
+    return ReportData(title="Supervised fine-tuning", verdict=f"Trained on {count} demonstrations{loss}.")
 
 
 def _show_samples(
