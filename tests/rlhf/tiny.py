@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 COMMON = {"vocab_size": 384, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 1}
 LLAMA_LIKE = COMMON | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,6 +29,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 384, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "eos_token_id": 1},
     ),
 }
+IDS = torch.tensor([[5, 9, 200, 7, 31, 8], [77, 3, 12, 300, 4, 2]])
 TIED = ("llama", "gemma2", "gpt2", "opt", "bloom")
 
 
@@ -40,7 +43,6 @@ def config_of(name: str, **changes: Any) -> Any:
 
 def build(name: str, *, seed: int = 0, **changes: Any) -> Any:
     """A tiny random causal language model in evaluation mode. Weights are larger than usual, so that outputs differ."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
@@ -51,7 +53,7 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> Any:
     return model.eval()
 
 
-def save(name: str, folder: Path, tokenizer: Any, **changes: Any) -> Path:
+def save_new(name: str, folder: Path, tokenizer: Any, **changes: Any) -> Path:
     """The same as a folder with its tokenizer."""
     build(name, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -81,3 +83,34 @@ def tokenizer(
             single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
         )
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token=pad, bos_token=bos)
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    """What the model makes of IDS."""
+    return model(input_ids=IDS).logits
+
+
+def step(model: Any) -> set[str]:
+    """One optimiser step on all weights that carry a gradient; the names of those that moved."""
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimiser = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=0.1)
+    for _ in range(2):  # the A matrices of LoRA move only once the B matrices have
+        model(input_ids=IDS).logits.pow(2).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Save it as a stage does, contract included."""
+    from rlhf import models
+
+    contract = models.model_contract(model, tokenizer, max_prompt_tokens=8, max_completion_tokens=8)
+    models.save_model(model, tokenizer, folder, contract=contract)
+    return folder
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest one."""
+    return float((one - other).abs().max())
