@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from rlhf import alarms, checkpoint, data, models, rollout, text
 from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
@@ -87,7 +88,7 @@ def train(
             sampled = time.perf_counter()
             updated = task.update(step, batch)
             metrics = {
-                **rollout.metrics(batch, kl_coef=kl_controller.value, reduce=task.reduce),
+                **task.metrics(batch, kl_coef=kl_controller.value),
                 **updated,
                 "objective/kl_coef": kl_controller.value,
                 "lr": task.learner.schedule.get_last_lr()[0],
@@ -125,7 +126,7 @@ class _Task:
         prompts: Sequence[Prompt],
         value: ValueHead | ValueModel | None,
     ):
-        self.accelerator = Accelerator(mixed_precision="no")  # autocast is ours: see ActorCritic
+        self.accelerator = _accelerator(config)
         self.config, self.tokenizer, self.reward = config, tokenizer, reward
         self.reduce = reducer(self.accelerator)
         device = self.accelerator.device
@@ -189,10 +190,10 @@ class _Task:
         chosen = prompt_indices(len(self.prompts), step, config.batch_size // samples, seed=config.seed)
         rows = [index for index in chosen for _ in range(samples)]
         share = config.batch_size // self.accelerator.num_processes
-        rows = rows[rank * share : (rank + 1) * share]
+        mine = range(rank * share, (rank + 1) * share)
         return collect(
-            prompts=[self.prompts[i] for i in rows],
-            prompt_ids=[self.prompt_ids[i] for i in rows],
+            prompts=[self.prompts[rows[i]] for i in mine],
+            prompt_ids=[self.prompt_ids[rows[i]] for i in mine],
             engine=self.engine,
             decode=lambda ids: text.decode_completion(self.tokenizer, ids),
             reward=self.reward,
@@ -210,10 +211,16 @@ class _Task:
             temperature=config.temperature,
             micro_batch_size=config.micro_batch_size,
             pad_token_id=self.tokenizer.pad_token_id,
-            generator=_generator(config.seed, "rollout", step, rank),
+            generator=self._random_rows(step, mine.start),
             device=self.accelerator.device,
             reduce=self.reduce,
         )
+
+    def _random_rows(self, step: int, first: int) -> torch.Generator:
+        """This step's random numbers from row `first` on: any number of processes samples the same batch."""
+        generator = _generator(self.config.seed, "rollout", step)
+        torch.rand(first, self.config.max_completion_tokens, generator=generator, dtype=torch.float64)
+        return generator
 
     def update(self, step: int, batch: Rollout) -> dict[str, float]:
         """Optimise on the rollout; the first `value_warmup_steps` fit the value only."""
@@ -227,6 +234,10 @@ class _Task:
             train_policy=not has_value or step >= config.value_warmup_steps,
             ptx_batches=self._ptx_batches(step) if config.extras.ptx_coef else None,
         )
+
+    def metrics(self, batch: Rollout, *, kl_coef: float) -> dict[str, float]:
+        """Of the rollout of all processes."""
+        return rollout.metrics(batch, kl_coef=kl_coef, reduce=self.reduce, gather=self.accelerator.gather)
 
     def _ptx_batches(self, step: int) -> Iterator[Sequences]:
         """Endless random demonstrations, one micro-batch for each optimiser step."""
@@ -318,6 +329,18 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> list[tuple[list[int], 
     if not fitting:
         raise DataError(f"no demonstration of extras.ptx_data fits max_prompt_tokens = {config.max_prompt_tokens}")
     return fitting
+
+
+def _accelerator(config: PPOConfig) -> Accelerator:
+    """The processes of this run. Casting is ours (see ActorCritic), and the value's warm-up leaves weights unused."""
+    accelerator = Accelerator(
+        mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, but it must be a multiple of the {accelerator.num_processes} processes"
+        )
+    return accelerator
 
 
 def _kl_controller(config: PPOConfig, value: float) -> KLController:

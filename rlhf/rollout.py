@@ -196,44 +196,47 @@ def measure(model: TokenModel, sequences: Sequences, micro_batches: Sequence[Ten
     return outputs
 
 
-def metrics(rollout: Rollout, *, kl_coef: float, reduce: ops.Reduce = ops.alone) -> dict[str, float]:
+def metrics(
+    rollout: Rollout, *, kl_coef: float, reduce: ops.Reduce = ops.alone, gather: ops.Reduce = ops.alone
+) -> dict[str, float]:
     """What a dashboard shows of a rollout, under the names of TRL's last PPO trainer where it had one.
 
-    Means over the sequences of all processes; KL in nats per sequence; `objective/entropy` is the sequence's summed
-    -logprob as in TRL, `policy/entropy_avg` the exact entropy per token. Quantiles are of this process.
+    Over the sequences of all processes: `gather` joins their (B,) tensors, `reduce` sums. KL in nats per sequence;
+    `objective/entropy` is the sequence's summed -logprob as in TRL, `policy/entropy_avg` the exact entropy per token.
+    `gen/distinct2` is of this process's texts.
     """
-    mask, kl, lengths = rollout.completion_mask, rollout.kl, rollout.completion_lengths.double()
-    k3 = ops.masked(ops.kl_k3(rollout.logprobs, rollout.ref_logprobs), mask).sum(1)
-    quantiles = torch.tensor([0.05, 0.95], dtype=torch.float64, device=mask.device)
-
-    def mean(x: Tensor) -> Tensor:
-        return ops.masked_mean(x.double(), torch.ones_like(x, dtype=torch.bool), reduce=reduce)
+    mask = rollout.completion_mask
 
     def token_mean(x: Tensor) -> Tensor:
         return ops.masked_mean(x, mask, reduce=reduce)
 
-    scores, distinct = rollout.scores.double(), distinct_n(rollout.completions, 2)
+    def of_sequences(per_token: Tensor) -> Tensor:
+        return gather(ops.masked(per_token, mask).sum(1).double())
+
+    kl, k3 = gather(rollout.kl.double()), of_sequences(ops.kl_k3(rollout.logprobs, rollout.ref_logprobs))
+    scores, lengths = gather(rollout.scores.double()), gather(rollout.completion_lengths.double())
+    finished, distinct = gather(rollout.finished.double()), distinct_n(rollout.completions, 2)
     found: dict[str, Any] = {
-        "objective/kl": mean(kl),
-        "objective/kl_k3": mean(k3),
-        "objective/kl_per_token": mean(kl) / mean(lengths),
+        "objective/kl": kl.mean(),
+        "objective/kl_k3": k3.mean(),
+        "objective/kl_per_token": kl.sum() / lengths.sum(),
         "objective/kl_max_seq": kl.max(),
-        "objective/entropy": -mean(ops.masked(rollout.logprobs, mask).sum(1)),
-        "objective/non_score_reward": -kl_coef * mean(kl),
-        "objective/scores": mean(scores),
-        "objective/scores_std": (mean(scores**2) - mean(scores) ** 2).clamp(min=0).sqrt(),
-        "objective/scores_p5": scores.quantile(quantiles[0]),
-        "objective/scores_p95": scores.quantile(quantiles[1]),
-        "objective/rlhf_reward": mean(scores) - kl_coef * mean(kl),
+        "objective/entropy": -of_sequences(rollout.logprobs).mean(),
+        "objective/non_score_reward": -kl_coef * kl.mean(),
+        "objective/scores": scores.mean(),
+        "objective/scores_std": scores.std(unbiased=False),
+        "objective/scores_p5": scores.quantile(0.05),
+        "objective/scores_p95": scores.quantile(0.95),
+        "objective/rlhf_reward": scores.mean() - kl_coef * kl.mean(),
         "policy/entropy_avg": token_mean(rollout.entropy),
         "returns/mean": token_mean(rollout.returns),
         "returns/var": ops.masked_var(rollout.returns, mask, reduce=reduce),
         "val/mean": token_mean(rollout.values),
         "val/var_explained": explained_variance(rollout.values, rollout.returns, mask, reduce=reduce),
-        "val/num_eos_tokens": reduce(rollout.finished.sum()),
-        "gen/eos_rate": mean(rollout.finished),
-        "gen/length_mean": mean(lengths),
-        "gen/length_p95": lengths.quantile(quantiles[1]),
+        "val/num_eos_tokens": finished.sum(),
+        "gen/eos_rate": finished.mean(),
+        "gen/length_mean": lengths.mean(),
+        "gen/length_p95": lengths.quantile(0.95),
         "gen/distinct2": 0.0 if math.isnan(distinct) else distinct,
         "gen/sampler_logprob_gap": token_mean(rollout.logprobs - rollout.sampler_logprobs),
     }

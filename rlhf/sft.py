@@ -5,6 +5,7 @@ Loss on the completion only, EOS learned. The trainer brings accumulation, check
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,8 @@ def _reporter(tracker: Tracker, bar: Bar) -> Any:
                 tracker.log(found, step=state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            bar.advance(1, loss=self.loss, epoch=state.epoch or 0.0)
+            known = {} if math.isnan(self.loss) else {"loss": self.loss}
+            bar.advance(1, **known, epoch=state.epoch or 0.0)
 
     return Reporter()
 
