@@ -76,6 +76,8 @@ def load_policy(source: str, tokenizer: Any, *, trainable: Trainable | None = No
     from transformers import AutoModelForCausalLM
 
     folder = local_source(source)
+    if is_classifier(folder):  # transformers would load it, with a random or misplaced LM head
+        raise UserError(f"{source} is a reward model, which writes no text: give a language model")
     model = _load(AutoModelForCausalLM.from_pretrained, base_of(folder), source, dtype=torch.float32)
     fix_padding(model, tokenizer)
     if is_adapter(folder):

@@ -119,12 +119,12 @@ def test_value_loss_without_clipping_is_half_the_squared_error(seed: int) -> Non
     assert not found.clipped.any()
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-4, 1e-2, 1.0]))
-def test_a_value_inside_the_clip_range_is_never_called_clipped(seed: int, scale: float) -> None:
-    """In fp32 too, where old + (new - old) is not new."""
+@given(st.integers(0, 2**32 - 1))
+def test_a_value_inside_the_clip_range_is_never_called_clipped(seed: int) -> None:
+    """In fp32 too, where old + (new - old) is not new: least of all when the new value is the much smaller one."""
     random = torch.Generator().manual_seed(seed)
-    old, new, returns = scale * torch.randn(3, 8, 16, generator=random)
-    new = old + (new - old).clamp(-0.1, 0.1)
+    old, new, returns = 0.1 * torch.randn(3, 8, 16, generator=random)
+    old, new = old.clamp(-0.15, 0.15), 0.01 * new
     found = value_loss(values=new, old_values=old, returns=returns, cliprange_value=0.2)
     assert not found.clipped.any()
     assert torch.equal(found.loss, 0.5 * (new - returns) ** 2)

@@ -62,6 +62,12 @@ def test_a_classifier_with_more_than_one_label_is_refused(tiny_tokenizer: Any, t
         models.load_classifier(str(tmp_path), tiny_tokenizer)
 
 
+def test_a_reward_model_is_no_policy(classifier: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
+    folder = save(classifier("qwen3"), tiny_tokenizer, tmp_path / "reward")
+    with pytest.raises(UserError, match="is a reward model, which writes no text"):
+        models.load_policy(str(folder), tiny_tokenizer)
+
+
 def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer(pad="<pad>")
     tokenizer.eos_token = None
