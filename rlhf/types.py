@@ -111,9 +111,7 @@ class Ranking:
                 raise DataError(f"rank {rank!r} is not an integer from 1 to {count}: 1 is best, null is not ranked")
         order = self.presented_order
         if order is not None and not (all(type(i) is int for i in order) and sorted(order) == list(range(count))):
-            raise DataError(
-                f"presented_order {list(self.presented_order)} is not an order of the indices 0 to {count - 1}"
-            )
+            raise DataError(f"presented_order {list(order)} is not an order of the indices 0 to {count - 1}")
 
     @property
     def levels(self) -> list[list[int]]:
