@@ -93,7 +93,7 @@ def test_rare_tokens_are_not_lost_in_a_large_vocabulary() -> None:
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_completions_have_exactly_the_models_probabilities(temperature: float) -> None:
-    """Chi-squared over all completions of at most three tokens, against enumeration; p < 1e-4 would be one in 10,000."""
+    """Chi-squared over all completions of at most three tokens, against enumeration; p < 1e-4 is one in 10,000."""
     prompt, draws = [3, 4, 2], 6000
     wanted = exact(small(), prompt, 3, temperature)
     assert sum(wanted.values()) == pytest.approx(1, abs=1e-6)

@@ -64,7 +64,7 @@ def test_what_the_reward_itself_says_to_the_user_is_passed_on() -> None:
     def reward(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         raise UserError("the classifier's folder is gone")
 
-    with pytest.raises(UserError, match="^the classifier's folder is gone$"):
+    with pytest.raises(UserError, match=r"^the classifier's folder is gone$"):
         checked_scores(reward, TEXTS, TEXTS)
 
 

@@ -47,7 +47,7 @@ def held_still(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
 
 def expected_loss(model: Any, batch: Rollout, *, vf_coef: float = 0.1) -> Tensor:
-    """The objective of a whole batch, written down a second time: one sequence at a time, no padding, no micro-batch."""
+    """The objective of a whole batch, written down once more: one sequence at a time, no padding, no micro-batch."""
     policy = value = torch.zeros(())
     for b, (prompt, completion) in enumerate(zip(world.PROMPTS, world.COMPLETIONS, strict=True)):
         n = len(completion)
@@ -91,7 +91,7 @@ def test_dropout_left_on_is_found_in_the_first_minibatch() -> None:
     model = world.actor_critic("gpt2", attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1)
     batch = world.gathered(model, world.reference(model))
     model.policy.train()
-    with pytest.raises(RuntimeError, match="before the first optimiser step .* such as dropout"):
+    with pytest.raises(RuntimeError, match=r"before the first optimiser step .* such as dropout"):
         run(world.learner(model), batch)
     model.policy.eval()
     run(world.learner(model), batch)
