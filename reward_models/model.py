@@ -17,7 +17,8 @@ from torch import Tensor
 from rlhf import contract as contracts
 from rlhf.config import Precision
 from rlhf.contract import Contract, check_same_template
-from rlhf.models import autocast, compute_dtype, device, is_classifier, load_classifier, load_tokenizer
+from rlhf.model_files import is_classifier, local_source
+from rlhf.models import autocast, compute_dtype, device, load_classifier, load_tokenizer
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.text import encode_completion, encode_prompt
 from rlhf.types import ContractError, DataError, Prompt
@@ -55,15 +56,13 @@ class RewardModel:
 
     @staticmethod
     def load(folder: str | Path, *, precision: Precision = "auto", batch_size: int = 32) -> RewardModel:
-        """The reward model in a folder. Raises ContractError for a model without a trained score."""
-        folder = Path(folder)
-        if folder.is_dir() and not is_classifier(folder):
-            raise ContractError(
-                f"{folder} is a language model without a score: train a reward model with `rlhf reward`"
-            )
+        """The reward model in a folder or hub repository. Raises ContractError for a model without a trained score."""
+        source = local_source(str(folder))
+        if not is_classifier(source):
+            raise ContractError(f"{folder} is no reward model, it has no trained score: train one with `rlhf reward`")
         tokenizer = load_tokenizer(str(folder))
         classifier = load_classifier(str(folder), tokenizer).to(device())
-        contract = contracts.load(folder)
+        contract = contracts.load(source)
         return RewardModel(classifier, tokenizer, contract=contract, precision=precision, batch_size=batch_size)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:

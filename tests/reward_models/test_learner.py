@@ -95,6 +95,10 @@ def test_every_ranking_once_an_epoch_and_the_last_partial_batch_is_trained(tiny_
     flat = [name for batch in names for name in batch]
     assert [len(batch) for batch in names] == [6, 6, 6, 6, 2]
     assert all(flat.count(encoded.ranking.prompt) == 2 for encoded in rankings)
+    one_by_one = learner_of(tiny_model_folder, tokenizer, rankings, epochs=2.0, batch_size=1)
+    order = [one_by_one.batch(i)[0].ranking.prompt for i in range(26)]
+    assert sorted(order[:13]) == sorted(order[13:])
+    assert order[:13] != order[13:]
     again = learner_of(tiny_model_folder, tokenizer, rankings, epochs=2.0)
     assert [[e.ranking.prompt for e in again.batch(i)] for i in range(5)] == names
     other = learner_of(tiny_model_folder, tokenizer, rankings, epochs=2.0, seed=7)

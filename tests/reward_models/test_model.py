@@ -19,6 +19,7 @@ from rlhf.models import (
 )
 from rlhf.text import encode_completion, encode_prompt
 from rlhf.types import ContractError, DataError, RewardFn
+from tests.rlhf import tiny
 
 PROMPTS = ["the film is", "a dull , slow and", "It was", "one of the best"]
 COMPLETIONS = [
@@ -175,7 +176,7 @@ def test_long_completion_is_cut_as_in_training_and_keeps_eos(tiny_model_folder, 
 
 
 def test_what_cannot_be_is_refused(tiny_model_folder, tiny_chat_model_folder, tokenizer):
-    with pytest.raises(ContractError, match="language model without a score"):
+    with pytest.raises(ContractError, match="is no reward model"):
         RewardModel.load(tiny_model_folder)
     reward = RewardModel(classifier_of(tiny_model_folder, tokenizer), tokenizer, precision="fp32")
     with pytest.raises(DataError, match="4 prompts for 1 completions"):
@@ -198,3 +199,18 @@ def test_policy_with_another_template_is_refused(tiny_model_folder, tiny_chat_mo
     reward.check_policy(mine, name="runs/x/sft/model")
     with pytest.raises(ContractError, match="runs/x/sft/model share a tokenizer but not a chat template"):
         reward.check_policy(theirs, name="runs/x/sft/model")
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_any_architecture_scores_as_transformers_does(tiny_tokenizer, tmp_path, name):
+    tiny.build(name).save_pretrained(tmp_path / "policy")
+    tiny_tokenizer.save_pretrained(tmp_path / "policy")
+    tokenizer = load_tokenizer(str(tmp_path / "policy"))
+    rows = rows_of(tokenizer)
+    classifier = classifier_of(tmp_path / "policy", tokenizer, "full")
+    expected = scores_of(classifier, rows, pad=tokenizer.pad_token_id, dtype=torch.float32, batch_size=4)
+    folder = saved(classifier, tokenizer, tmp_path / "reward")
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(plain_scores(folder, rows), expected, atol=1e-4, rtol=1e-4)
+    again = RewardModel.load(folder, precision="fp32").raw_scores(PROMPTS, COMPLETIONS)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
