@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def build(service: LabelService, annotator: str, *, slots: int, guidelines: str 
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, elem_id="reading"):
                 prompt = gr.Markdown(elem_id="prompt", line_breaks=True)
+                written = gr.Checkbox(
+                    label="Show texts as written, without formatting", container=False, elem_id="written"
+                )
                 with gr.Column(elem_id="cards"):
                     cards = [_card(slot) for slot in range(slots)]
             with gr.Column(scale=2, min_width=300, elem_id="side"):
@@ -46,7 +50,11 @@ def build(service: LabelService, annotator: str, *, slots: int, guidelines: str 
                 widget = gr.HTML(
                     html_template='<div class="rank"></div>', js_on_load=script, apply_default_css=False, elem_id="rank"
                 )
-        _wire(page, widget, lambda: _shown(service, annotator, slots), [prompt, widget, *cards])
+        show = partial(_shown, service, annotator, slots)
+        # Not queued: what waits in Gradio's queue dies with the tab.
+        how: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        for event in (page.load, widget.next, written.input):
+            event(show, inputs=written, outputs=[prompt, widget, *cards], **how)
     return page.queue(api_open=False)
 
 
@@ -58,21 +66,15 @@ def _card(slot: int) -> gr.Markdown:
         return gr.Markdown(line_breaks=True, elem_id=f"card-{LETTERS[slot]}", elem_classes="card-text")
 
 
-def _wire(page: gr.Blocks, widget: gr.HTML, show: Callable[[], list[Any]], outputs: list[Any]) -> None:
-    # Not queued: what waits in Gradio's queue dies with the tab.
-    how: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    page.load(show, outputs=outputs, **how)
-    widget.next(show, outputs=outputs, **how)
-
-
-def _shown(service: LabelService, annotator: str, slots: int) -> list[Any]:
-    """Prompt, widget and cards of the annotator's task."""
+def _shown(service: LabelService, annotator: str, slots: int, written: bool = False) -> list[Any]:
+    """Prompt, widget and cards of the annotator's task; with `written`, texts to the letter."""
     task = service.next_task(annotator)
     state = asdict(service.progress(annotator)) | {"wordings": FLAGS}
     if task is None:
         return [FINISHED, state | {"id": None, "key": "", "draft": "", "count": 0}, *[""] * slots]
-    texts = [as_markdown(text) or "*(empty)*" for text in task.completions]
-    return [prompt_markdown(task.prompt), state | _widget_state(task), *texts, *[""] * (slots - len(texts))]
+    form = as_written if written else as_markdown
+    texts = [form(text) if text.strip() else "*(empty)*" for text in task.completions]
+    return [prompt_markdown(task.prompt, form), state | _widget_state(task), *texts, *[""] * (slots - len(texts))]
 
 
 def _widget_state(task: Task) -> dict[str, Any]:
@@ -86,23 +88,31 @@ def _widget_state(task: Task) -> dict[str, Any]:
     }
 
 
-def prompt_markdown(prompt: Prompt) -> str:
+def prompt_markdown(prompt: Prompt, form: Callable[[str], str]) -> str:
     """A prompt for reading; the turns of a conversation are headed by who speaks."""
     if isinstance(prompt, str):
-        return as_markdown(prompt)
-    return "\n\n".join(f"**{as_markdown(turn['role'])}**\n\n{as_markdown(turn['content'])}" for turn in prompt)
+        return form(prompt)
+    return "\n\n".join(f"**{as_markdown(turn['role'])}**\n\n{form(turn['content'])}" for turn in prompt)
 
 
 def as_markdown(text: str) -> str:
     """Model text as Markdown in which HTML and images are shown as written; code keeps its characters."""
-    parts = re.split(r"(```.*?(?:```|\Z)|`[^`\n]+`)", text, flags=re.DOTALL)
+    parts = re.split(_CODE, text)
     parts[::2] = [_inert(part) for part in parts[::2]]  # every second part is code
     return "".join(parts).strip()
+
+
+def as_written(text: str) -> str:
+    """Model text as a Markdown block in which every character stands for itself."""
+    fence = "~" * (1 + max([2, *(len(run) for run in re.findall("~+", text))]))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _inert(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!&#91;")
 
+
+_CODE = re.compile(r"(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)|\Z)|`[^`\n]+`)", flags=re.DOTALL | re.MULTILINE)
 
 _HEADER = """<div class="top"><h1>Rank completions</h1><div class="progress-box">
 <span class="progress-text">&nbsp;</span><progress value="0" max="1"></progress></div></div>"""

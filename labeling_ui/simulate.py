@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -64,17 +65,19 @@ def simulate(service: LabelService, config: Simulation, bar: Bar | None = None) 
 
 
 def annotators(config: Simulation) -> list[Annotator]:
-    """The simulated people of a configuration; they differ in how noisy they are."""
-    names = [f"simulated-{number}" for number in range(1, config.annotators + 1)]
+    """The simulated people of a configuration. The seed decides who is how noisy, not how noisy they are together."""
+    count = config.annotators
+    spread = [NormalDist().inv_cdf((number + 0.5) / count) for number in range(count)]
+    shuffled = _generator(config.seed, "temperatures").permutation(spread)
     return [
         Annotator(
-            name,
-            config.temperature * math.exp(config.temperature_spread * _generator(config.seed, name).standard_normal()),
-            config.position_bias,
-            config.tie_threshold,
-            config.seed,
+            name=f"simulated-{number}",
+            temperature=config.temperature * math.exp(config.temperature_spread * deviation),
+            position_bias=config.position_bias,
+            tie_threshold=config.tie_threshold,
+            seed=config.seed,
         )
-        for name in names
+        for number, deviation in enumerate(shuffled.tolist(), start=1)
     ]
 
 

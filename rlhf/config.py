@@ -155,8 +155,8 @@ class Simulation:
     utility: str = ""
     """`module:function` taking (prompt, completion) and returning a float."""
     annotators: int = 5
-    temperature: float = 0.6
-    """Noise of one judgement; 0.6 gives the pairwise agreement of people, 0.70 to 0.85."""
+    temperature: float = 0.65
+    """Noise of one judgement; 0.65 gives the pairwise agreement of people, 0.70 to 0.85."""
     temperature_spread: float = 0.2
     """How much annotators differ in noise: standard deviation of the logarithm of their temperature."""
     position_bias: float = 0.1
@@ -400,6 +400,32 @@ class EvaluateConfig:
         require(self.samples_per_prompt >= 1, "samples_per_prompt", self.samples_per_prompt, "at least 1")
         require(self.best_of_n >= 1, "best_of_n", self.best_of_n, "at least 1")
         require(self.bootstrap >= 100, "bootstrap", self.bootstrap, "at least 100")
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Whether the invariants of PPO hold on your own model, tokenizer, chat template and reward."""
+
+    model: str | None = None
+    """Hub id, local folder, GGUF file, or `embedded:smollm2-135m`."""
+    reward: str | None = None
+    """A reward model's folder, or `module:function`; left out, only the model is checked."""
+    prompts: str | None = None
+    """Some of these are used; left out, built-in ones are."""
+    columns: dict[str, str] = field(default_factory=dict)
+    trainable: Trainable | None = None
+    """Left out, all four techniques are checked, `last_layers` with the upper half of the layers."""
+    temperature: float = 1.0
+    max_prompt_tokens: int = 64
+    """Longer prompts are left out: they would only take longer."""
+    precision: Precision = "auto"
+    """That PPO is to compute in: old and new logprobs and the sampler are compared in it, all else in fp32."""
+    json: bool = False
+    """Print one JSON object instead of the table."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_common(self)
 
 
 STAGES = ("sft", "sample", "label", "reward", "ppo", "evaluate")

@@ -342,6 +342,18 @@ def test_a_phone_ranks_by_touch_without_scrolling_sideways(
     assert [ranking.ranks[index] for index in ranking.presented_order or ()] == list(range(1, 10))
 
 
+def test_texts_can_be_read_as_written(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
+    house = " /\\\n/  \\ `x` *y*\n~~~\n| <b> |  ${z}"
+    me = visit(site(("# p", [house, "![a](b)"])))
+    letter = next(letter for letter, text in me.texts().items() if "${z}" in text)
+    me.put(letter, 1)
+    me.page.get_by_label("Show texts as written").check()
+    me.page.locator("#prompt pre").wait_for()
+    assert me.page.locator(f"#card-{letter} pre").inner_text().rstrip("\n") == house
+    assert me.rows()["0"] == [letter]
+    assert "# p" in me.page.locator("#prompt").inner_text()
+
+
 def test_guidelines_are_shown_on_demand(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
     me = visit(site(("p", ["x", "y"])))
     text = me.page.get_by_text("Rank the completions from best to worst")

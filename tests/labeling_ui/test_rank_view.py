@@ -23,6 +23,8 @@ HOSTILE = ["<img src=x onerror=alert(1)>", "${alert(1)} {{constructor}}", "</scr
         ("`x < y` < z", "`x < y` &lt; z"),
         ("```\na < b\n``` <i>", "```\na < b\n``` &lt;i>"),
         ("``` <never closed", "``` <never closed"),
+        ("x\n~~~\n<a>\n~~~\n<b>", "x\n~~~\n<a>\n~~~\n&lt;b>"),
+        ("no ``` fence <b>", "no ``` fence &lt;b>"),
         ("![x](http://evil.example/t.png)", "!&#91;x](http://evil.example/t.png)"),
         ("**bold** $5", "**bold** $5"),
     ],
@@ -31,9 +33,16 @@ def test_html_and_images_are_shown_as_written(text: str, shown: str) -> None:
     assert rank_view.as_markdown(text) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "fence"), [("a <b> *c*\n  d", "~~~"), ("```x```", "~~~"), ("~~~~\nout\n~~~~", "~~~~~"), ("a ~ b", "~~~")]
+)
+def test_texts_as_written_cannot_leave_their_block(text: str, fence: str) -> None:
+    assert rank_view.as_written(text) == f"{fence}text\n{text}\n{fence}"
+
+
 def test_conversations_name_who_speaks() -> None:
     turns = [{"role": "system", "content": "Be <kind>."}, {"role": "user", "content": "Hi"}]
-    assert rank_view.prompt_markdown(turns) == "**system**\n\nBe &lt;kind>.\n\n**user**\n\nHi"  # pyright: ignore
+    assert rank_view.prompt_markdown(turns, rank_view.as_markdown) == "**system**\n\nBe &lt;kind>.\n\n**user**\n\nHi"  # pyright: ignore
 
 
 def test_the_widget_never_sees_model_text(tmp_path: Path) -> None:
