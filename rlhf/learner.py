@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf import checkpoint
-from rlhf.actor_critic import ActorCritic
+from rlhf.actor_critic import TokenModel
 from rlhf.checkpoint import Checkpoint
+
+
+class TrainableModel(TokenModel, Protocol):
+    """A `TokenModel` whose weights can be told apart: `ActorCritic`, or any other module with these parts."""
+
+    policy: Any
+    value: Any
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Trained weights of the policy."""
+        ...
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Trained weights of the value, if there is one."""
+        ...
 
 
 class Learner:
@@ -23,7 +38,7 @@ class Learner:
 
     def __init__(
         self,
-        model: ActorCritic,
+        model: TrainableModel,
         *,
         learning_rate: float,
         value_learning_rate: float,
