@@ -378,6 +378,16 @@ def test_an_added_pad_gets_rows_that_change_no_logit_and_are_the_same_at_each_lo
     assert model.config.vocab_size == 258
 
 
+def test_an_untied_head_gets_its_own_mean_row(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer(eos="<|endoftext|>")
+    folder = tiny.save_new("qwen3", tmp_path / "m", tokenizer, vocab_size=257, pad_token_id=None, eos_token_id=256)
+    model = models.load_policy(str(folder), models.load_tokenizer(str(folder)))
+    for table in (model.get_input_embeddings().weight, model.lm_head.weight):
+        assert len(table) == 258
+        assert torch.equal(table[257], table[:257].mean(0))
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+
+
 @every_trainable
 def test_a_policy_with_an_added_pad_loads_without_this_project(
     trainable: Trainable, padless: tuple[str, Any], tmp_path: Path
