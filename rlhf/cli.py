@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf import config
-from rlhf.types import ConfigError, UserError
+from rlhf.types import ConfigError, RewardFn, UserError
 
 STAGES: dict[str, tuple[type, str]] = {
     "sft": (config.SFTConfig, "fine-tune a model on demonstrations"),
@@ -33,6 +33,7 @@ From human rankings to an aligned language model.
 {stages}
   run       all of them from one YAML; what is done and unchanged is skipped
   report    write report.html of a run folder
+  check     whether the invariants of PPO hold on your own model, tokenizer, template and reward
 
 `rlhf COMMAND --help` lists the settings of a command, `--print_config` prints them as YAML.
 """
@@ -46,14 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     sys.path.insert(0, os.getcwd())  # so that `module:function` finds the user's own files
     try:
-        _command(arguments[0])(arguments[1:])
+        return _command(arguments[0])(arguments[1:]) or 0
     except UserError as error:
         print(f"rlhf {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
         return getattr(stop, "status", 130)  # of rlhf.stopping.Stopped: 143 after SIGTERM
-    return 0
 
 
 def _resuming(arguments: Sequence[str]) -> str:
@@ -70,11 +70,11 @@ def _usage() -> str:
     return USAGE.format(stages="\n".join(f"  {name:9} {what}" for name, (_, what) in STAGES.items())).rstrip()
 
 
-def _command(name: str) -> Callable[[list[str]], None]:
-    """The function behind a command; raises ConfigError naming the nearest one."""
+def _command(name: str) -> Callable[[list[str]], int | None]:
+    """The function behind a command, which may return an exit status; raises ConfigError naming the nearest one."""
     if name in STAGES:
         return lambda arguments: _stage(name, arguments)
-    commands = {"run": _run, "report": _report}
+    commands = {"run": _run, "report": _report, "check": _check}
     if name in commands:
         return commands[name]
     from rlhf.settings import nearest
@@ -115,3 +115,43 @@ def _report(arguments: list[str]) -> None:
     from rlhf import report
 
     print(report.render(folder))
+
+
+def _check(arguments: list[str]) -> int:
+    """Exit status 1 where an invariant does not hold."""
+    from rlhf import settings
+
+    parsed, _ = settings.parse(config.CheckConfig, _spelt_out(arguments, "--json"), command="check")
+    from rlhf.progress import quiet
+
+    quiet()
+    from rlhf import check
+
+    report = check.run(parsed, load_reward=_reward_as_it_is)
+    if parsed.json:
+        print(report.to_json())
+    else:
+        from rich.console import Console
+
+        report.print(Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    return 0 if report.passed else 1
+
+
+def _spelt_out(arguments: Sequence[str], flag: str) -> list[str]:
+    """`--flag` alone as `--flag=true`."""
+    following = [*arguments[1:], ""]
+    return [
+        f"{flag}=true" if argument == flag and after not in ("true", "false") else argument
+        for argument, after in zip(arguments, following, strict=False)
+    ]
+
+
+def _reward_as_it_is(source: str) -> RewardFn:
+    """A reward whose text contract nobody has looked at yet; a model computes in fp32."""
+    if ":" in source and not Path(source).exists():
+        from rlhf.data import resolve
+
+        return resolve(source)
+    from reward_models.model import RewardModel
+
+    return RewardModel.load(source, precision="fp32")

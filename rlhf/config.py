@@ -421,7 +421,7 @@ class CheckConfig:
     precision: Precision = "auto"
     """That PPO is to compute in: old and new logprobs and the sampler are compared in it, all else in fp32."""
     json: bool = False
-    """Print one JSON object instead of the table."""
+    """Print one JSON object instead of the table; `--json` alone means true."""
     seed: int = 0
 
     def __post_init__(self) -> None:
