@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from labeling_ui.agreement import agreement, tie_share
 from labeling_ui.service import LabelService, Task
 from rlhf.config import Simulation
 from rlhf.data import prompt_key, resolve
@@ -55,13 +56,22 @@ def simulate(service: LabelService, config: Simulation, bar: Bar | None = None) 
     """
     judge = _Judge(resolve(config.utility), config.utility, service.store.items(service.policy.round))
     waiting = annotators(config)
-    done = 0
+    done, told = 0, 0
     while waiting:
         waiting = [each for each in waiting if _turn(service, each, judge)]
         done += len(waiting)
         if bar is not None and waiting:
-            bar.advance(len(waiting))
+            news = _numbers(service) if done >= 2 * told else {}
+            told = done if news else told
+            bar.advance(len(waiting), **news)
     return done
+
+
+def _numbers(service: LabelService) -> dict[str, float]:
+    """What a progress bar shows; read from the store, and therefore only now and then."""
+    rankings = service.store.rankings(rounds=[service.policy.round])
+    numbers = {"agreement": agreement(rankings, bootstrap=1).without_ties.value, "ties": tie_share(rankings)}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def annotators(config: Simulation) -> list[Annotator]:

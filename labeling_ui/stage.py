@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labeling_ui.agreement import Agreement, agreement, tie_share, wins_by_place
+from labeling_ui.agreement import Agreement, Rate, agreement, tie_share, wins_by_place
 from labeling_ui.assignment import Policy
 from labeling_ui.service import LabelService
 from labeling_ui.simulate import simulate
 from rlhf.config import LabelConfig
 from rlhf.data import write_rankings
 from rlhf.progress import progress, quiet, say
+from rlhf.report_data import Fact, Line, Plot, ReportData, Table, write_report_data
 from rlhf.run_folder import write_json
 from rlhf.store import Store
+from rlhf.tracking import Tracker
 from rlhf.types import DataError
 
 RANKINGS, SUMMARY = "rankings.jsonl", "label.json"
@@ -39,7 +41,7 @@ class LabelResult:
 
 
 def run(config: LabelConfig) -> LabelResult:
-    """Collect rankings for a round and write `rankings.jsonl` and `label.json` into the output folder.
+    """Collect rankings for a round and write `rankings.jsonl`, `label.json` and the report's numbers into the output.
 
     With `simulate`, annotators of known utility rank until nothing is left; without, the page is served until it is
     interrupted. Raises DataError where the store is missing or has nothing to rank.
@@ -73,7 +75,6 @@ def _serve(service: LabelService, config: LabelConfig) -> None:
 def _conclude(store: Store, config: LabelConfig) -> LabelResult:
     rankings = store.rankings(rounds=[config.round])
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
     write_rankings(output / RANKINGS, rankings)
     counts: dict[str, int] = {}
     for ranking in rankings:
@@ -88,7 +89,10 @@ def _conclude(store: Store, config: LabelConfig) -> LabelResult:
         content_hash=store.content_hash(),
         path=output / RANKINGS,
     )
-    write_json(output / SUMMARY, _as_json(result, config))
+    with Tracker(output, stage="label", config=config, tracking=config.tracking) as tracker:
+        tracker.log(_metrics(result), step=result.rankings)
+        write_report_data(output, _report_data(result))
+        write_json(output / SUMMARY, _as_json(result, config))
     say(_sentence(result))
     return result
 
@@ -103,3 +107,47 @@ def _sentence(result: LabelResult) -> str:
     if rate.value is not None:
         agreed = f"agreement {rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f}, ties left out)"
     return f"{result.rankings} rankings of {result.items} items by {len(result.annotators)} annotators; {agreed}"
+
+
+def _metrics(result: LabelResult) -> dict[str, float]:
+    numbers = {
+        "rankings": result.rankings,
+        "items": result.items,
+        "annotators": len(result.annotators),
+        "agreement": result.agreement.without_ties.value,
+        "agreement_ties_as_half": result.agreement.ties_as_half.value,
+        "tie_share": result.tie_share,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _report_data(result: LabelResult) -> ReportData:
+    found = result.agreement
+    pairs = f"{found.without_ties.pairs} pairs of completions in {found.items} items ranked more than once"
+    places = range(1, len(result.wins_by_place) + 1)
+    wins = Line("won", tuple(map(float, places)), tuple(result.wins_by_place))
+    return ReportData(
+        title="Rankings and agreement",
+        verdict=_sentence(result),
+        facts=(
+            Fact("rankings", result.rankings),
+            Fact("items", result.items),
+            _fact("agreement, ties left out", found.without_ties, pairs),
+            _fact("agreement, a tie as half", found.ties_as_half, f"{found.ties_as_half.pairs} pairs"),
+            Fact("share of ties", result.tie_share),
+        ),
+        plots=(
+            Plot(
+                "Does the place on the page matter?",
+                "place",
+                "share of comparisons won",
+                (wins,),
+                note="0.5 everywhere means that it does not.",
+            ),
+        ),
+        tables=(Table("Rankings by annotator", ("annotator", "rankings"), tuple(result.annotators.items())),),
+    )
+
+
+def _fact(name: str, rate: Rate, note: str) -> Fact:
+    return Fact(name, rate.value, rate.low, rate.high, note=note, reference=0.5)

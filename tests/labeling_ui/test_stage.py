@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 
 from labeling_ui import stage
-from rlhf.config import LabelConfig, Simulation
+from rlhf.config import LabelConfig, Simulation, Tracking
 from rlhf.data import read_rankings
+from rlhf.report import render
+from rlhf.run_folder import read_records
 from rlhf.store import Store
 from rlhf.types import Completion, ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
+OFF = Tracking(wandb="off")
 
 
 def length(prompt: str, text: str) -> float:
@@ -42,7 +45,9 @@ def simulated(tmp_path: Path, **more: object) -> stage.LabelResult:
     (tmp_path / "taste_of_stage.py").write_text("def length(prompt, text): return len(text)\n")
     simulate = Simulation(utility="taste_of_stage:length")
     store, output = str(tmp_path / "labels.db"), str(tmp_path / "out")
-    return stage.run(LabelConfig(store=store, output=output, simulate=simulate, overlap_share=1.0, **more))  # pyright: ignore
+    return stage.run(
+        LabelConfig(store=store, output=output, simulate=simulate, overlap_share=1.0, tracking=OFF, **more)
+    )  # pyright: ignore
 
 
 @pytest.fixture
@@ -64,6 +69,12 @@ def test_simulated_rankings_and_their_numbers_are_written(here: Path) -> None:
     assert summary["simulated"] is True
     assert summary["path"] == "rankings.jsonl"
     assert summary["content_hash"] == store.content_hash()
+    (metrics,) = read_records(here / "out" / "metrics.jsonl")
+    assert metrics["agreement"] == pytest.approx(summary["agreement"]["without_ties"]["value"])
+    assert metrics["step"] == 24
+    report = render(here / "out").read_text()
+    assert "Does the place on the page matter?" in report
+    assert "simulated-5" in report
     agreed = summary["agreement"]["without_ties"]
     assert agreed["low"] <= agreed["value"] <= agreed["high"]
     assert len(summary["wins_by_place"]) == 3
@@ -95,8 +106,9 @@ def test_the_stage_runs_without_torch(
 ) -> None:
     make_store(here / "labels.db")
     code = (
-        "import sys; from labeling_ui import stage, app; from rlhf.config import LabelConfig, Simulation\n"
-        "stage.run(LabelConfig(store=sys.argv[1], output=sys.argv[2], simulate=Simulation(utility=sys.argv[3])))"
+        "import sys; from labeling_ui import stage, app; from rlhf.config import LabelConfig, Simulation, Tracking\n"
+        "off, simulation = Tracking(wandb='off'), Simulation(utility=sys.argv[3])\n"
+        "stage.run(LabelConfig(store=sys.argv[1], output=sys.argv[2], simulate=simulation, tracking=off))"
     )
     utility = "tests.labeling_ui.test_stage:length"
     done = without_torch(code, str(here / "labels.db"), str(here / "out"), utility)
@@ -108,8 +120,8 @@ def test_the_page_is_served_until_it_is_interrupted(here: Path) -> None:
     make_store(here / "labels.db").import_rankings([])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    config = f"LabelConfig(store='labels.db', output='out', port={port})"
-    code = f"from labeling_ui import stage; from rlhf.config import LabelConfig; stage.run({config})"
+    config = f"LabelConfig(store='labels.db', output='out', port={port}, tracking=Tracking(wandb='off'))"
+    code = f"from labeling_ui import stage; from rlhf.config import LabelConfig, Tracking; stage.run({config})"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=here, stderr=subprocess.PIPE, text=True, env=environment
