@@ -26,6 +26,7 @@ from rlhf.config import STAGES, Precision, RunConfig, needed
 from rlhf.contract import Contract
 from rlhf.data import resolve as resolve_function
 from rlhf.fingerprint import DONE, fingerprint
+from rlhf.memory import keep_freed_memory
 from rlhf.progress import quiet, say
 from rlhf.report_data import read_report_data
 from rlhf.run_folder import ENVIRONMENT, read_json, write_json
@@ -93,6 +94,7 @@ def _chosen(start: str | None, stop: str | None, only: str | None) -> Sequence[s
 def run_stage(name: str, config: Any) -> None:
     """Do one stage's work, whatever was done before."""
     quiet()
+    keep_freed_memory()
     work = import_module(MODULES[name]).run
     if name in ("ppo", "evaluate"):
         work(config, load_reward=partial(load_reward, precision=config.precision))

@@ -22,6 +22,9 @@ from rlhf.report_data import ReportData, write_report_data
 from rlhf.tracking import Tracker
 from rlhf.types import DataError, Demonstration, prompt_text
 
+MOST_HELD_OUT = 256
+"""Demonstrations that the held-out loss is measured on: more would take longer than it would tell."""
+
 IGNORED = -100
 """Label of a token without loss, in every Hugging Face model."""
 
@@ -57,6 +60,7 @@ def train(
 
     An interrupted run goes on from its last checkpoint. Raises DataError when no demonstration fits the limits.
     """
+    from transformers.trainer_callback import PrinterCallback
     from trl.trainer.sft_trainer import SFTTrainer
 
     folder = Path(config.output)
@@ -82,10 +86,11 @@ def train(
             model=policy,
             args=_arguments(config, steps),
             train_dataset=_dataset(rows),
-            eval_dataset=_dataset(held_out_rows) if held_out_rows else None,
+            eval_dataset=_dataset(held_out_rows[:MOST_HELD_OUT]) if held_out_rows else None,
             processing_class=tokenizer,
             callbacks=[_reporter(tracker, bar)],
         )
+        trainer.remove_callback(PrinterCallback)  # our progress line says it
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         metrics = {"eval/loss": trainer.evaluate()["eval_loss"]} if held_out_rows else {}
         tracker.log(metrics, step=steps)

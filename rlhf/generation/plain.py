@@ -7,6 +7,7 @@ It decodes by itself rather than through `generate`, which applies whatever a ch
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class PlainEngine:
         self._batch_size = batch_size
         self._model = policy if dtype == torch.float32 else copy.deepcopy(policy).to(dtype)
         self._model.eval()
-        self._options = {"use_cache": True} | ({"logits_to_keep": 1} if keeps_logits(policy) else {})
+        self._keeps_logits = keeps_logits(policy)
 
     def sync(self) -> None:
         """Copy the policy's trained weights into the sampling copy."""
@@ -70,10 +71,19 @@ class PlainEngine:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         mask = length_mask(lengths, inputs.shape[1]).flip(1).long()
         positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+        # The head on the last position only. An index rather than a count: a slice of one position is not contiguous,
+        # and torch multiplies it as one product a row, each with its own copy of the whole head.
+        options = {"logits_to_keep": torch.tensor([inputs.shape[1] - 1], device=device)} if self._keeps_logits else {}
         for step in range(uniforms.shape[1]):
             out = self._model(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, **self._options
+                input_ids=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **options,
             )
+            options = {}
             tokens, chosen = sample(out.logits[:, -1], uniforms[:, step], temperature=temperature)
             for row, token, logprob in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
                 ids[row].append(token)
@@ -96,10 +106,30 @@ class PlainEngine:
 def sample(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens (B,) drawn from softmax(logits / temperature) by inverting its distribution function, and their logprobs.
 
-    One uniform number in [0, 1) a row instead of one per vocabulary entry. The sum runs in fp64: over 50,000 entries
-    fp32 would lose the rare ones.
+    One uniform number in [0, 1) a row instead of one per vocabulary entry. The function is summed in fp64 (over 50,000
+    entries fp32 would lose the rare ones), in two steps, over blocks and then within one: it is never written out.
     """
-    logprobs = (logits.float() / temperature).log_softmax(-1)
-    cumulative = logprobs.exp().double().cumsum(-1)
-    tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    scaled = logits.float() / temperature
+    highest = scaled.max(-1, keepdim=True).values
+    weights = (scaled - highest).exp_()
+    blocks = _in_blocks(weights)
+    of_block = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = of_block[:, -1:]
+    target = uniforms[:, None] * total
+    block = torch.searchsorted(of_block, target, right=True).clamp(max=of_block.shape[1] - 1)
+    before = torch.where(block > 0, of_block.gather(-1, (block - 1).clamp(min=0)), torch.zeros_like(target))
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block.squeeze(-1)].double().cumsum(-1)
+    place = torch.searchsorted(inside, (target - before).clamp(min=0), right=True)
+    # rounding may put the target at the very end of its block: then the last entry with any weight is meant
+    last = (inside < inside[:, -1:]).sum(-1, keepdim=True)
+    tokens = block * blocks.shape[-1] + torch.minimum(place, last)
+    logprobs = scaled.gather(-1, tokens) - highest - total.log().float()
+    return tokens.squeeze(-1), logprobs.squeeze(-1)
+
+
+def _in_blocks(weights: Tensor) -> Tensor:
+    """(B, V) as (B, blocks, width), the last block filled up with zeros."""
+    width = math.isqrt(weights.shape[-1] - 1) + 1
+    missing = -weights.shape[-1] % width
+    filled = torch.nn.functional.pad(weights, (0, missing)) if missing else weights
+    return filled.unflatten(-1, (-1, width))
