@@ -110,7 +110,7 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         servers.append((server, thread))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.02)
         return Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", store)
@@ -129,7 +129,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         visit = Visit(context.new_page())
-        visit.page.set_default_timeout(30_000)
+        visit.page.set_default_timeout(60_000)
         visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
         visit.page.on("dialog", lambda dialog: visit.problems.append(dialog.message))
         visit.page.on(

@@ -129,7 +129,7 @@ def test_the_page_is_served_until_it_is_interrupted(here: Path) -> None:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert line.startswith(f"rank at http://127.0.0.1:{port} as 'me'; rankings are kept in {here / 'labels.db'}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
