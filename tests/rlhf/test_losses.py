@@ -119,7 +119,7 @@ def test_value_loss_without_clipping_is_half_the_squared_error(seed: int) -> Non
     assert not found.clipped.any()
 
 
-@given(st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_value_inside_the_clip_range_is_never_called_clipped(seed: int) -> None:
     """In fp32 too, where old + (new - old) is not new: least of all when the new value is the much smaller one."""
     random = torch.Generator().manual_seed(seed)
