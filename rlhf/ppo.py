@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from rlhf import alarms, checkpoint, data, models, rollout, text
@@ -333,6 +334,7 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> list[tuple[list[int], 
 
 def _accelerator(config: PPOConfig) -> Accelerator:
     """The processes of this run. Casting is ours (see ActorCritic), and the value's warm-up leaves weights unused."""
+    AcceleratorState._reset_state()  # SFT's trainer in the same process has fixed its own precision there
     accelerator = Accelerator(
         mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
     )
