@@ -28,7 +28,7 @@ class Settings:
     beta: float = 0.5
     reward_seed: int | None = None
     """Another reference and reward table in A and A-shared, another reference in B."""
-    updates: int = 300
+    updates: int = 150
     fault: str | None = None
     """A name of `faults.FAULTS`."""
 

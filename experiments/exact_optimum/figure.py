@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name("figure.png")
 BETA = 0.5
-UPDATES, EVERY = 300, 5
+UPDATES, EVERY = 150, 3
 WAYS = {
     "k1 in the reward (this project)": (None, "#1b6ca8", "-"),
     "k2 in the reward": ("k2_in_reward", "#c0504d", "-"),
@@ -83,7 +83,7 @@ def draw_frontier(axes: Any, ours: list[Outcome], world: World) -> None:
     )
     for n, (score, kl) in picked.items():
         axes.annotate(f"n = {n}", (kl, score), textcoords="offset points", xytext=(6, -10), fontsize=8, color="#666")
-    axes.plot([at.kl for at in ours], [at.score for at in ours], ".-", color="#1b6ca8", label="PPO, updates 0 to 300")
+    axes.plot([at.kl for at in ours], [at.score for at in ours], ".-", color="#1b6ca8", label="PPO in training")
     axes.plot(ours[-1].kl, ours[-1].score, "o", color="#1b6ca8")
     axes.set(xlabel="KL(policy || reference), nats", ylabel="E[score]", xlim=(-0.1, 3.5), title="What the KL buys")
     axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -27,7 +27,7 @@ from rlhf.types import Prompt, RewardFn
 from rlhf.update import UpdateSettings, update
 
 VOCABULARY, MAX_TOKENS = 6, 4
-BATCH_SIZE, MICRO_BATCH_SIZE, LEARNING_RATE = 256, 128, 0.05
+BATCH_SIZE, MICRO_BATCH_SIZE, LEARNING_RATE = 1024, 512, 0.05
 PROMPT = [0]
 """A dummy: the table does not look at it."""
 
@@ -164,7 +164,7 @@ def train(
     beta: float,
     seed: int,
     shared: bool = False,
-    updates: int = 300,
+    updates: int = 150,
     watch: Callable[[int, Table], None] = lambda step, table: None,
 ) -> Table:
     """Run PPO with the product's own parts. `watch` sees the table before the first update and after each."""

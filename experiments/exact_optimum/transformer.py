@@ -104,7 +104,7 @@ def world(model: Any) -> World:
     return World(sequences, scores - MISSING_EOS_PENALTY * cut, exact.logprobs_of(as_token_model(model), sequences))
 
 
-def train(model: Any, *, beta: float, seed: int, updates: int = 300) -> Any:
+def train(model: Any, *, beta: float, seed: int, updates: int) -> Any:
     """Run `ppo.train` on a copy of the reference; returns the trained model."""
     with tempfile.TemporaryDirectory() as folder:
         config = PPOConfig(

@@ -168,7 +168,7 @@ def test_ppo_finds_the_optimum_of_world_a() -> None:
 
 def test_tokens_weigh_the_same_in_a_shared() -> None:
     """A mean per sequence closes 90 % here, at a length of 2.42 instead of 2.19."""
-    result = run(Settings("A-shared", updates=150))
+    result = run(Settings("A-shared", updates=100))
     passes("A-shared", result)
     assert result.trained.length == pytest.approx(2.19, abs=0.08)
 
@@ -181,7 +181,7 @@ def test_transformer_through_the_whole_trainer() -> None:
 
 @pytest.mark.parametrize("fault", ["k3_in_reward", "kl_sign", "score_on_padding"])
 def test_planted_faults_show_in_the_gap(fault: str) -> None:
-    assert run(Settings("A", updates=60, fault=fault)).closed < 0.5
+    assert run(Settings("A", updates=30, fault=fault)).closed < 0.5
 
 
 def test_json_has_what_a_script_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
