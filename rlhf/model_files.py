@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rlhf.progress import say
 from rlhf.text import ensure_pad
 from rlhf.types import ConfigError, UserError
 
@@ -115,6 +116,7 @@ def _dequantised(gguf: Path) -> Path:
     cache = Path(os.environ.get("RLHF_CACHE", Path.home() / ".cache" / "rlhf")) / "models" / name
     if not cache.is_dir():
         aside = cache.with_name(f"{name}.{os.getpid()}")
+        say(f"{gguf.name} is dequantised into the cache: once, half a minute")
         try:
             _convert(gguf, aside)
             aside.rename(cache)

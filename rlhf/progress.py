@@ -18,6 +18,7 @@ LINE_EVERY_SHARE = 0.1
 LINE_AT_LEAST_SECONDS = 2.0  # a stage that is over in a moment needs no ten lines
 
 _QUIET_ENVIRONMENT = {
+    "TQDM_DISABLE": "1",  # bars of other libraries: ours are below
     "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns at every fork otherwise
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -195,13 +195,14 @@ def _content(stage: _Stage) -> list[str]:
 
 
 def _default_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The metrics that readers know first; where there are none of these, the first few that change."""
+    """The metrics that readers know first; where there are none of these, the first few that have a course."""
     present = {name for row in metrics for name, value in row.items() if isinstance(value, int | float)}
     known = [Curve(title, (name,)) for name, title in KNOWN_CURVES.items() if name in present]
     if {"objective/scores", "objective/kl"} <= present:
         known.insert(2, Curve("Score against KL", ("objective/scores",), x="objective/kl"))
     others = sorted(name for name in present - TIME - {"lr"} if not name.startswith("timing/"))
-    return known or [Curve(name, (name,)) for name in others[:MOST_UNKNOWN_CURVES]]
+    most = MOST_UNKNOWN_CURVES if len(metrics) > 1 else 0
+    return known or [Curve(name, (name,)) for name in others[:most]]
 
 
 def _curve(curve: Curve, metrics: Sequence[Mapping[str, Any]]) -> str:
