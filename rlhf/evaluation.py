@@ -19,7 +19,7 @@ from rlhf.generation import Generated
 from rlhf.progress import Bar, progress, say
 from rlhf.report_data import write_report_data
 from rlhf.rollout import checked_scores, measure, partition
-from rlhf.run_folder import write_json
+from rlhf.run_folder import finite, write_json
 from rlhf.sample import choose_prompts, plain_engine
 from rlhf.sequences import Sequences
 from rlhf.sources import resolve
@@ -40,6 +40,7 @@ class PolicyNumbers:
     """Tokens, EOS included."""
     eos_rate: float
     distinct2: float
+    """NaN where no completion has two words."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,9 @@ def evaluate(
         tracker.table("samples", SAMPLE_COLUMNS, _side_by_side(prompts, ours, theirs), step=0)
         tracker.log(_flat(result), step=0)
         tracker.summary(_flat(result))
-        write_json(folder / comparison.FILE, asdict(result))
-        write_report_data(folder, comparison.report_data(asdict(result)))
+        record = _without_nan(asdict(result))
+        write_json(folder / comparison.FILE, record)
+        write_report_data(folder, comparison.report_data(record))
     say(
         f"evaluate: win rate over the baseline {result.win_rate} on {len(prompts)} prompts x {per_prompt} samples, "
         f"KL {result.kl}"
@@ -260,6 +262,13 @@ def _side_by_side(prompts: Sequence[Prompt], ours: Samples, theirs: Samples) -> 
         )
         for i in range(len(ours.completions))
     ]
+
+
+def _without_nan(value: Any) -> Any:
+    """Nested plain values with None for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else finite(value)
 
 
 def _flat(result: Evaluation) -> dict[str, float]:

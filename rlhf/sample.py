@@ -119,7 +119,8 @@ def _fill(
             )
             completions = [_completion(config, tokenizer, s, seed) for s in sampled]
             for place, i in enumerate(chunk):
-                store.add_completions(prompts[i], completions[place * count : (place + 1) * count], config.round)
+                if data.prompt_key(prompts[i]) not in stored:
+                    store.add_completions(prompts[i], completions[place * count : (place + 1) * count], config.round)
             finished, total = finished + sum(s.finished for s in sampled), total + len(sampled)
             length = sum(len(s.ids) for s in sampled) / len(sampled)
             bar.advance(len(chunk), eos=finished / total, tokens=length)
