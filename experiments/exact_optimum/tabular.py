@@ -141,7 +141,7 @@ def score_of_a(ids: Sequence[int]) -> float:
 def best_shared(world: World, reference: Tensor, *, beta: float) -> float:
     """The largest J that a shared shift can reach, by gradient ascent on J itself."""
     table = Table(reference, shared=True)
-    optimizer = torch.optim.LBFGS(table.policy_parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(table.policy_parameters(), max_iter=50, line_search_fn="strong_wolfe")
 
     def negative_objective() -> Tensor:
         optimizer.zero_grad()

@@ -75,9 +75,8 @@ def test_optimum_of_world_a(
 
 def test_bandit_with_three_arms() -> None:
     sequences = exact.all_sequences(3, 1, prompt=[0], pad=EOS)
-    bandit = World(
-        sequences, torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([[0.5], [0.3], [0.2]]).double().log()
-    )
+    reference = torch.tensor([[0.5], [0.3], [0.2]], dtype=torch.float64).log()
+    bandit = World(sequences, torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), reference)
     best = bandit.optimum(BETA)
     assert best.exp().tolist() == pytest.approx([0.036667, 0.162559, 0.800774], abs=1e-6)
     at = exact.outcome(bandit, best, BETA)
