@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from rlhf import alarms, checkpoint, data, models, rollout, text
+from rlhf import alarms, checkpoint, data, models, ops, rollout, text
 from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
 from rlhf.config import PPOConfig, needed
 from rlhf.contract import Contract
@@ -238,7 +238,8 @@ class _Task:
 
     def metrics(self, batch: Rollout, *, kl_coef: float) -> dict[str, float]:
         """Of the rollout of all processes."""
-        return rollout.metrics(batch, kl_coef=kl_coef, reduce=self.reduce, gather=self.accelerator.gather)
+        gather = cast(ops.Reduce, self.accelerator.gather)
+        return rollout.metrics(batch, kl_coef=kl_coef, reduce=self.reduce, gather=gather)
 
     def _ptx_batches(self, step: int) -> Iterator[Sequences]:
         """Endless random demonstrations, one micro-batch for each optimiser step."""

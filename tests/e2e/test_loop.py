@@ -144,7 +144,7 @@ def test_plain_libraries_read_what_the_run_wrote(first: Path) -> None:
     prompts, completions = ["The film is", "A dull"], [" a joy.", ", slow story of a man."]
     for prompt, completion, score in zip(prompts, completions, ours.raw_scores(prompts, completions), strict=True):
         row = tokenizer(prompt, add_special_tokens=False).input_ids
-        row += tokenizer(completion, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        row += [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         with torch.no_grad():
             plain = classifier(torch.tensor([row])).logits.item()
         assert plain == pytest.approx(score.item(), abs=1e-4)
