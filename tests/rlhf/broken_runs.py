@@ -1,4 +1,4 @@
-"""PPO runs that are killed: `python -m tests.rlhf.broken_runs ROOT CASE...` runs each case in a process that dies.
+"""Runs that are killed: `python -m tests.rlhf.broken_runs ROOT CASE...` runs each case in a process that dies.
 
 One process imports torch, and forks for each case: what dies by SIGKILL has had no chance to tidy up.
 """
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf import checkpoint, models, ppo
+from rlhf import checkpoint, models, ppo, sft
 from rlhf.actor_critic import ValueModel
-from rlhf.config import LastLayers, PPOExtras
+from rlhf.config import LastLayers, PPOExtras, SFTConfig
+from rlhf.types import Demonstration
 from tests.conftest import make_tokenizer
 from tests.rlhf import ppo_world as world
 
@@ -61,6 +62,45 @@ def train(case: str, root: Path, output: Path, reward: Reward = noisy_reward) ->
         reward=reward,
         prompts=world.TEXTS,
         value=value,
+    )
+
+
+def fine_tune(trainable: Any, root: Path, output: Path, kill_at: int | None = None) -> sft.SFTResult:
+    """Six steps of fine-tuning with dropout on, killed at one of its forward passes if wanted."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    tokenizer = make_tokenizer()
+    policy = world.policy(root / "model", tokenizer, trainable)
+    for module in policy.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.2
+    calls = iter(range(1000))
+    if kill_at is not None:
+        policy.register_forward_pre_hook(lambda *_: kill() if next(calls) == kill_at else None)
+    texts = [
+        ("the film is ", "good"),
+        ("a ", "dull film"),
+        ("it is ", "not funny and too long"),
+        ("one of the ", "best"),
+    ]
+    return sft.train(
+        SFTConfig(
+            output=str(output),
+            trainable=trainable,
+            epochs=3,
+            batch_size=4,
+            micro_batch_size=2,
+            learning_rate=1e-2,
+            log_every=1,
+            save_every=2,
+            max_completion_tokens=6,
+            precision="fp32",
+            tracking=world.OFF,
+        ),
+        policy=policy,
+        tokenizer=tokenizer,
+        training=[Demonstration(prompt, completion) for prompt, completion in texts * 2],
+        held_out=[Demonstration("the film ", "is warm")],
     )
 
 
@@ -107,6 +147,8 @@ def break_off(case: str, root: Path) -> int:
     """`full` is killed in a rollout; `full@writing` while it writes a checkpoint, `full@SIGTERM` is asked to stop."""
     name, _, how = case.partition("@")
     output = root / case
+    if name == "sft":
+        return dies(lambda: fine_tune(how, root, output, kill_at=9))
     if how == "writing":
         seal, saves = checkpoint._seal, iter(range(1000))
         checkpoint._seal = lambda folder: kill() if next(saves) == 1 else seal(folder)  # type: ignore[assignment]
@@ -124,6 +166,8 @@ def break_off(case: str, root: Path) -> int:
 if __name__ == "__main__":
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
+    import trl.trainer.sft_trainer  # noqa: F401
+
     for kind in ("full", "lora"):  # once, before the forks: what a child imports is lost with it
         models.load_classifier(str(folder / "model"), make_tokenizer(), trainable=kind)
     print(json.dumps({case: break_off(case, folder) for case in cases}))

@@ -88,6 +88,20 @@ def test_gradients_are_those_of_plain_forwards(name: str) -> None:
         torch.testing.assert_close(found[n], weight.grad, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=n: f"{n}: {m}")
 
 
+def test_the_logits_stay_as_the_model_gave_them() -> None:
+    """They may be a view of something that still needs its gradient: nothing is divided or normalised in place."""
+    whole = torch.randn(2, 4, 9, generator=world.seeded(), requires_grad=True)
+    logits = (whole * 1.0)[:, 1:]
+    before = logits.detach().clone()
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    out = ops.token_logprobs(logits, tokens, temperature=0.5).sum() + ops.entropy(logits, temperature=0.5).sum()
+    assert torch.equal(logits, before)
+    out.backward()
+    assert whole.grad is not None
+    assert (whole.grad[:, 1:] != 0).any()
+    assert (whole.grad[:, 0] == 0).all()
+
+
 def test_the_entropy_carries_no_gradient_and_the_rest_does() -> None:
     out = copy.deepcopy(made("llama"))(batch())
     assert (out.logprobs.requires_grad, out.values.requires_grad) == (True, True)

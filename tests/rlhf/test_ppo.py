@@ -212,8 +212,8 @@ def test_the_sampler_sees_what_the_training_forward_sees(
         assert all(math.isfinite(value) for value in record.values())
 
 
-def test_rollouts_differ_from_step_to_step_and_from_rank_to_rank(
-    tiny_model_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+def test_rollouts_differ_from_step_to_step_and_from_process_to_process(
+    tiny_model_folder: Path, tiny_tokenizer: Any, tmp_path: Path, watched: list[Any]
 ) -> None:
     """Nothing moves (a learning rate of next to nothing), and one prompt is all there is: only the seed can differ."""
     drawn: list[tuple[str, ...]] = []
@@ -224,8 +224,12 @@ def test_rollouts_differ_from_step_to_step_and_from_rank_to_rank(
 
     train(tiny_model_folder, tiny_tokenizer, tmp_path, prompts=["a film"], reward=reward, learning_rate=1e-12)
     assert len(set(drawn)) == 4
-    seeds = {ppo._generator(0, "rollout", step, rank).initial_seed() for step in range(9) for rank in range(4)}
-    assert len(seeds) == 36
+    (task,) = watched
+    first, second = (
+        torch.rand(4, 5, generator=task._random_rows(0, row), dtype=torch.float64).tolist() for row in (0, 4)
+    )
+    both = torch.rand(8, 5, generator=task._random_rows(0, 0), dtype=torch.float64).tolist()
+    assert both == first + second, "the processes share out the numbers of one"
 
 
 # ---------------------------------------------------------------- schedules

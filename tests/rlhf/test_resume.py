@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from rlhf import checkpoint, cli, pipeline
 from rlhf.stopping import Stopped, stop_request
+from rlhf.types import UserError
 from tests.conftest import ROOT, make_model_folder
 from tests.rlhf import broken_runs
 from tests.rlhf import ppo_world as world
@@ -29,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """Folders of runs that were broken off, all in one other process."""
     folder = tmp_path_factory.mktemp("broken")
     make_model_folder(folder / "model", tiny_tokenizer, layers=2)
-    cases = [*KILLED, *STOPPED, "full@twice"]
+    cases = [*KILLED, *STOPPED, "full@twice", "sft@full", "sft@lora"]
     command = [sys.executable, "-m", "tests.rlhf.broken_runs", str(folder), *cases]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -99,6 +100,22 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(case: str, root: Path, unb
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000005"]
 
 
+def test_an_interrupted_run_ends_as_if_it_had_never_stopped(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """The same in one process and a moment, for the bugs that `tests.mutations` plants."""
+    make_model_folder(tmp_path / "model", tiny_tokenizer, layers=2)
+
+    def crash() -> None:
+        raise RuntimeError("the power failed")
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    with pytest.raises(UserError, match="the power failed"):
+        broken_runs.train("full", tmp_path, broken, broken_runs.at_rollout(3, crash))
+    torch.manual_seed(99)
+    for folder in (broken, whole):
+        broken_runs.train("full", tmp_path, folder)
+    assert_same_run(broken, whole)
+
+
 def test_what_a_checkpoint_holds_for_each_technique(root: Path, unbroken: Any) -> None:
     """The KL coefficient has moved, the average and the critic are there, and only trained weights are written."""
     for name, options in broken_runs.CASES.items():
@@ -135,6 +152,23 @@ def test_a_run_that_is_done_can_be_called_again(root: Path, unbroken: Any) -> No
     result = broken_runs.train("head", root, folder)
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert result.metrics == checkpoint.latest(folder / "checkpoints").numbers()["metrics"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_a_killed_fine_tuning_ends_as_if_it_had_never_stopped(trainable: str, root: Path) -> None:
+    """In its fifth step, by which the trainer's checkpoint of the fourth was there; dropout is on."""
+    folder, unbroken = root / f"sft@{trainable}", root / f"sft.{trainable}.unbroken"
+    assert how_it_ended(root, f"sft@{trainable}") == -signal.SIGKILL
+    assert [path.name for path in folder.glob("checkpoints/checkpoint-*")] == ["checkpoint-4"]
+    assert not (folder / "model").exists()
+    broken_runs.fine_tune(trainable, root, folder)
+    broken_runs.fine_tune(trainable, root, unbroken)
+    assert [record["step"] for record in world.records(folder)] == [1, 2, 3, 4, 5, 6, 6]
+    assert world.records(folder) == world.records(unbroken)
+    assert (folder / "samples.jsonl").read_bytes() == (unbroken / "samples.jsonl").read_bytes()
+    (file,) = (folder / "model").glob("*.safetensors")
+    ours, theirs = load_file(file), load_file(unbroken / "model" / file.name)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # ---------------------------------------------------------------- stopping cleanly

@@ -196,7 +196,7 @@ def test_the_listed_example_comes_out_of_a_rollout() -> None:
     assert found.kl.tolist() == pytest.approx([0.4, 0.5], abs=1e-6)
 
 
-def test_the_penalty_for_a_missing_eos_is_taken_at_the_last_token_of_the_completion_only() -> None:
+def test_the_penalty_for_a_missing_eos_is_taken_at_the_completions_last_token() -> None:
     zeros = torch.zeros(5, 5)
     found = made(Shaping(kl_coef=0.0, missing_eos_penalty=3.0), zeros, zeros, zeros, [1.0, 1.0, 0.0, 1.0, 1.0])
     assert found.finished.tolist() == [True, True, False, True, True]

@@ -204,6 +204,23 @@ def test_dealing_uses_every_micro_batch_once_in_an_order_of_the_generator(count:
     assert [[int(p) for p in g] for g in groups] == [[int(p) for p in g] for g in again]
 
 
+def test_the_number_of_optimiser_steps_does_not_depend_on_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that disagree on it wait for each other for ever: neither lengths nor scores may have a say."""
+    short = [[world.EOS]] * 8
+    for completions, scores in ((world.COMPLETIONS, world.SCORES), (short, [0.0] * 8)):
+        seen = held_still(monkeypatch)
+        model = world.actor_critic()
+        batch = world.gathered(
+            model,
+            world.reference(model),
+            micro_batch_size=2,
+            engine=world.Scripted(completions),
+            reward=lambda p, c, scores=scores: scores,
+        )
+        run(world.learner(model), batch, num_ppo_epochs=3, num_mini_batches=2, micro_batch_size=2)
+        assert len(seen) == 6
+
+
 # ---------------------------------------------------------------- metrics
 
 

@@ -1,0 +1,388 @@
+"""Bugs that real PPO code has had, planted in this project's own code one at a time: each must turn its tests red.
+
+`python -m tests.mutations` plants all of them (`--list` names them; numbers of pitfalls choose some). A bug is planted
+by replacing one piece of source text in a copy of the project, never in the project itself. The same tests must be
+green without any bug. Where a bug keeps PPO from learning, the exactly solvable world must show that too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("rlhf", "reward_models", "labeling_ui", "experiments", "tests", "pyproject.toml")
+FAILED = 1
+"""pytest's exit status for tests that ran and failed; 2 and more mean that they did not run."""
+SOUND_CLOSED = 0.97
+"""The share of the gap to the exact optimum that PPO closes in 100 updates, at least (it is 0.998)."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One bug: `sound` stands exactly once in `file`, and `broken` takes its place."""
+
+    pitfall: int
+    what: str
+    file: str
+    sound: str
+    broken: str
+    tests: tuple[str, ...]
+    stops_learning: bool = False
+    """Whether the exact optimum must be missed too."""
+
+
+def of(test_file: str, *names: str) -> tuple[str, ...]:
+    """Test ids."""
+    return tuple(f"tests/{test_file}::{name}" for name in names)
+
+
+RESUME = of("rlhf/test_resume.py", "test_an_interrupted_run_ends_as_if_it_had_never_stopped")
+MUTATIONS = (
+    Mutation(
+        1,
+        "micro-batches are sorted by length and their logprobs not put back",
+        "rlhf/rollout.py",
+        "whole[rows, : part.shape[1]] =",
+        "whole[rows.sort().values, : part.shape[1]] =",
+        of("rlhf/test_update.py", "test_the_ratio_is_one_before_the_first_step_for_ragged_prompts[llama]"),
+    ),
+    Mutation(
+        1,
+        "the first minibatch is not checked",
+        "rlhf/update.py",
+        "if gap > SAME_POLICY_TOLERANCE:",
+        "if gap > 1e9:",
+        of("rlhf/test_update.py", "test_a_policy_that_moved_since_the_rollout_is_found"),
+    ),
+    Mutation(
+        2,
+        "dropout stays on",
+        "rlhf/actor_critic.py",
+        "        self.eval()\n",
+        "",
+        of("rlhf/test_actor_critic.py", "test_the_module_is_in_evaluation_mode_dropout_included"),
+    ),
+    Mutation(
+        3,
+        "padding is attended to",
+        "rlhf/sequences.py",
+        '"attention_mask": mask,',
+        '"attention_mask": torch.ones_like(mask),',
+        of("rlhf/test_actor_critic.py", "test_padding_of_any_content_side_and_amount_changes_nothing"),
+    ),
+    Mutation(
+        5,
+        "the mask is taken from ids != pad",
+        "rlhf/sequences.py",
+        "return length_mask(self.completion_lengths, self.completion_ids.shape[1])",
+        "return self.completion_ids != 0",
+        of("rlhf/test_rollout.py", "test_eos_is_in_the_mask_and_what_follows_is_not"),
+    ),
+    Mutation(
+        6,
+        "logprobs forget the sampling temperature",
+        "rlhf/actor_critic.py",
+        "ops.token_logprobs(logits, batch.completion_ids, temperature=self.temperature)",
+        "ops.token_logprobs(logits, batch.completion_ids)",
+        of("rlhf/test_rollout.py", "test_the_kl_uses_the_same_temperature_for_policy_and_reference"),
+    ),
+    Mutation(
+        6,
+        "the sampler forgets the temperature",
+        "rlhf/generation/plain.py",
+        "scaled = logits.float() / temperature",
+        "scaled = logits.float()",
+        of("rlhf/test_generation.py", "test_the_samplers_logprobs_are_those_of_a_plain_forward"),
+    ),
+    Mutation(
+        8,
+        "EOS is left out of the action mask",
+        "rlhf/sequences.py",
+        "return length_mask(self.completion_lengths, self.completion_ids.shape[1])",
+        "return length_mask(self.completion_lengths - 1, self.completion_ids.shape[1])",
+        of("rlhf/test_rollout.py", "test_eos_is_in_the_mask_and_what_follows_is_not"),
+        stops_learning=True,
+    ),
+    Mutation(
+        9,
+        "the score goes to the last column, which for short completions is padding",
+        "rlhf/ops.py",
+        "is_last = mask & (tokens_left == 1)",
+        "is_last = mask & (torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1)",
+        of(
+            "rlhf/test_rollout.py",
+            "test_the_penalty_for_a_missing_eos_is_taken_at_the_completions_last_token",
+        ),
+        stops_learning=True,
+    ),
+    Mutation(
+        9,
+        "the value after the end is not 0",
+        "rlhf/ops.py",
+        "next_value = torch.zeros_like(values[:, 0])",
+        "next_value = values[:, -1]",
+        of("rlhf/test_rollout.py", "test_the_listed_example_comes_out_of_a_rollout"),
+    ),
+    Mutation(
+        12,
+        "advantages are whitened with the padding",
+        "rlhf/rollout.py",
+        "ops.whiten(advantages, mask, reduce=reduce), returns",
+        "ops.whiten(advantages, torch.ones_like(mask), reduce=reduce), returns",
+        of("rlhf/test_rollout.py", "test_the_listed_example_comes_out_of_a_rollout"),
+    ),
+    Mutation(
+        12,
+        "whitening takes away the mean of the rewards",
+        "rlhf/rollout.py",
+        "ops.whiten(rewards, mask, shift_mean=False, reduce=reduce)",
+        "ops.whiten(rewards, mask, reduce=reduce)",
+        of("rlhf/test_rollout.py", "test_whitened_rewards_keep_their_mean"),
+    ),
+    Mutation(
+        14,
+        "each micro-batch is averaged by itself",
+        "rlhf/update.py",
+        "accelerator.backward(loss * accelerator.num_processes / tokens)",
+        "accelerator.backward(loss / batch.completion_mask[rows].sum() / len(group))",
+        of("rlhf/test_update.py", "test_the_gradient_is_that_of_the_whole_batch_for_any_micro_batches"),
+    ),
+    Mutation(
+        14,
+        "the critic's loss is averaged by micro-batch",
+        "rlhf/update.py",
+        "settings.vf_coef * ops.masked(value.loss, mask).sum()",
+        "settings.vf_coef * ops.masked_mean(value.loss, mask)",
+        of("rlhf/test_update.py", "test_the_critic_alone_has_the_same_gradient_for_any_micro_batches"),
+    ),
+    Mutation(
+        16,
+        "the value loss has lost its factor 0.5",
+        "rlhf/losses.py",
+        "TokenLoss(0.5 * torch.maximum(plain, clipped)",
+        "TokenLoss(torch.maximum(plain, clipped)",
+        of("rlhf/test_losses.py", "test_clipped_value_loss"),
+    ),
+    Mutation(
+        16,
+        "the value is clipped around the return, not around the old value",
+        "rlhf/losses.py",
+        "values.clamp(old_values - cliprange_value, old_values + cliprange_value)",
+        "values.clamp(returns - cliprange_value, returns + cliprange_value)",
+        of("rlhf/test_losses.py", "test_clipped_value_loss"),
+    ),
+    Mutation(
+        16,
+        "the KL is rewarded",
+        "rlhf/ops.py",
+        "masked(-kl_coef * kl, mask)",
+        "masked(kl_coef * kl, mask)",
+        of("rlhf/test_rollout.py", "test_the_kl_in_the_reward_is_k1_and_carries_no_gradient"),
+        stops_learning=True,
+    ),
+    Mutation(
+        23,
+        "a gradient that is not finite is stepped on",
+        "rlhf/update.py",
+        "    if finite:\n",
+        "    if True:\n",
+        of("rlhf/test_update.py", "test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted"),
+    ),
+    Mutation(
+        27,
+        "a reward model under lora is saved as an adapter without its head",
+        "rlhf/models.py",
+        'if _is_peft(model) and (hasattr(model, "score") or not',
+        "if _is_peft(model) and (not",
+        of("reward_models/test_model.py", "test_folder_gives_the_same_scores_with_and_without_this_project[lora]"),
+    ),
+    Mutation(
+        27,
+        "the calibration is not kept with the reward model",
+        "reward_models/model.py",
+        "    config.score_mean, config.score_std = mean, std\n",
+        "",
+        of("reward_models/test_model.py", "test_reward_is_calibrated_once_and_is_a_reward_function"),
+    ),
+    Mutation(
+        33,
+        "the optimiser's moments are not restored",
+        "rlhf/learner.py",
+        '        self.optimizer.load_state_dict(states["optimizer"])\n',
+        "",
+        RESUME,
+    ),
+    Mutation(
+        33,
+        "the schedule is not restored",
+        "rlhf/learner.py",
+        '        self.schedule.load_state_dict(states["schedule"])\n',
+        "",
+        RESUME,
+    ),
+    Mutation(
+        33,
+        "the random streams are not restored",
+        "rlhf/learner.py",
+        '        checkpoint.restore_random_states(states["random"])\n',
+        "",
+        RESUME,
+    ),
+    Mutation(
+        33,
+        "the value model is not restored",
+        "rlhf/learner.py",
+        '        _load(self._value_weights(), saved.weights("value"))\n',
+        "",
+        RESUME,
+    ),
+    Mutation(
+        33,
+        "the moving average is not restored",
+        "rlhf/learner.py",
+        'for name, w in saved.weights("ema").items()}',
+        "for name, w in self._policy_weights().items()}",
+        RESUME,
+    ),
+    Mutation(
+        33,
+        "the KL coefficient starts anew",
+        "rlhf/ppo.py",
+        '_kl_controller(config, state["kl_coef"])',
+        "_kl_controller(config, config.kl_coef)",
+        RESUME,
+    ),
+    Mutation(
+        34,
+        "the old checkpoint goes before the new one was read back",
+        "rlhf/checkpoint.py",
+        "    _verify(checkpoint)\n    for old in",
+        "    for old in",
+        of("rlhf/test_checkpoint.py", "test_a_checkpoint_that_reads_back_wrong_never_replaces_the_old_one"),
+    ),
+    Mutation(
+        37,
+        "every step draws the same random numbers",
+        "rlhf/ppo.py",
+        '_generator(self.config.seed, "rollout", step)',
+        '_generator(self.config.seed, "rollout")',
+        of("rlhf/test_ppo.py", "test_rollouts_differ_from_step_to_step_and_from_process_to_process"),
+    ),
+    Mutation(
+        38,
+        "the controller works the wrong way round",
+        "rlhf/kl_control.py",
+        "kl / self.target - 1",
+        "1 - kl / self.target",
+        of("rlhf/test_kl_control.py", "test_the_adaptive_weight_has_the_listed_values"),
+    ),
+    Mutation(
+        38,
+        "the controller is fed the KL per token",
+        "rlhf/ppo.py",
+        'kl_controller.update(metrics["objective/kl"],',
+        'kl_controller.update(metrics["objective/kl_per_token"],',
+        of("rlhf/test_ppo.py", "test_the_controller_is_fed_the_kl_per_sequence_of_the_run"),
+    ),
+)
+
+
+def planted_text(mutation: Mutation, source: str) -> str:
+    """The file with the bug in it. Raises ValueError when the place is not there exactly once."""
+    if source.count(mutation.sound) != 1:
+        raise ValueError(
+            f"pitfall {mutation.pitfall}, {mutation.what}: {mutation.sound!r} stands {source.count(mutation.sound)} "
+            f"times in {mutation.file}, but must stand there once"
+        )
+    return source.replace(mutation.sound, mutation.broken)
+
+
+def check(mutation: Mutation) -> str | None:
+    """Why this bug was not caught, or None when it was."""
+    with _copy() as tree:
+        file = Path(tree) / mutation.file
+        file.write_text(planted_text(mutation, file.read_text(encoding="utf-8")), encoding="utf-8")
+        done = _pytest(tree, mutation.tests)
+        if done.returncode != FAILED:
+            verdict = "the tests stay green" if done.returncode == 0 else f"pytest ended with {done.returncode}"
+            return f"{verdict}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        if mutation.stops_learning and (closed := _closed(tree)) > SOUND_CLOSED:
+            return f"PPO still closes {closed:.1%} of the gap to the exact optimum"
+    return None
+
+
+def check_sound() -> str | None:
+    """Why the tests cannot be relied on: they are red without any bug. None when they are green."""
+    with _copy() as tree:
+        done = _pytest(tree, sorted({test for mutation in MUTATIONS for test in mutation.tests}))
+        if done.returncode:
+            return f"without any bug pytest ended with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+        if (closed := _closed(tree)) < SOUND_CLOSED:
+            return f"without any bug PPO closes only {closed:.1%} of the gap to the exact optimum"
+    return None
+
+
+def _copy() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="mutation-")
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in COPIED:
+        source, target = ROOT / name, Path(folder.name) / name
+        shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
+    return folder
+
+
+def _pytest(tree: str, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return _python(tree, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests)
+
+
+def _closed(tree: str) -> float:
+    """Share of the gap to the exact optimum that PPO closes; minus infinity where it ends in an error."""
+    arguments = ("--env", "A", "--seed", "0", "--beta", "0.5", "--updates", "100", "--json")
+    done = _python(tree, "-m", "experiments.exact_optimum", *arguments)
+    return float("-inf") if done.returncode else float(json.loads(done.stdout)["closed"])
+
+
+def _python(tree: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    here = {"PYTHONPATH": tree, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=tree, env=os.environ | here, capture_output=True, text=True, check=False
+    )
+
+
+def main() -> int:
+    """Plant the chosen bugs, print a line for each; the exit status is 1 when one was not caught."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
+    parser.add_argument("pitfalls", nargs="*", type=int, help="numbers of pitfalls; all when none is given")
+    parser.add_argument("--list", action="store_true", help="only name the bugs and the tests that catch them")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not options.pitfalls or m.pitfall in options.pitfalls]
+    if options.list:
+        for mutation in chosen:
+            print(f"{mutation.pitfall:3}  {mutation.what}\n     {mutation.file}  {' '.join(mutation.tests)}")
+        return 0
+    started, missed = time.monotonic(), 0
+    with ThreadPoolExecutor(options.workers) as pool:
+        sound = pool.submit(check_sound)
+        for mutation, problem in zip(chosen, pool.map(check, chosen), strict=True):
+            missed += problem is not None
+            print(f"{'MISSED' if problem else 'caught'} {mutation.pitfall:3}  {mutation.what}", flush=True)
+            print(problem) if problem else None
+        unsound = sound.result()
+    print(unsound or f"{len(chosen) - missed} of {len(chosen)} caught in {time.monotonic() - started:.0f} s")
+    return int(bool(missed or unsound))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
