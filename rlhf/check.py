@@ -16,7 +16,7 @@ import torch
 from rlhf import check_policy, check_reward, check_text, data, models, text
 from rlhf.actor_critic import ActorCritic
 from rlhf.check_report import Finding, Report, Result, failed
-from rlhf.check_subject import PLAIN, QUESTIONS, RewardSubject, Source, Subject, TrainedReward, random_value_head
+from rlhf.check_subject import PLAIN, RewardSubject, Source, Subject, TrainedReward, random_value_head
 from rlhf.config import CheckConfig, LastLayers, Lora, Trainable, needed
 from rlhf.generation import Engine
 from rlhf.generation.plain import PlainEngine
@@ -62,7 +62,6 @@ REWARD: tuple[Check, ...] = (
     check_reward.calibration,
 )
 """Once for a reward; a function that is no model is only asked for its scores."""
-PROMPTS = 8
 
 
 def run(config: CheckConfig, *, load_reward: Callable[[str], RewardFn]) -> Report:
@@ -74,7 +73,7 @@ def run(config: CheckConfig, *, load_reward: Callable[[str], RewardFn]) -> Repor
     tokenizer, source = models.load_tokenizer(name), Source.read(name)
     reward = load_reward(config.reward) if config.reward else None
     prompts = _prompts(config, tokenizer)
-    trainables: list[Trainable] = [config.trainable] if config.trainable else _all_trainables(name, tokenizer)
+    trainables: list[Trainable] = [config.trainable] if config.trainable else _all_trainables(source)
     results: list[Result] = []
     with progress("check", total=len(trainables) + bool(reward)) as bar:
         for trainable in trainables:
@@ -146,7 +145,7 @@ def subject_of(
             eos_token_ids=models.eos_token_ids(policy, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             dtype=dtype,
-            batch_size=PROMPTS,
+            batch_size=64,
         )
     return Subject(
         policy=policy,
@@ -173,7 +172,9 @@ def _of_policy(subject: Subject, *, once: bool) -> Iterator[Result]:
 
 def _of_reward(reward: RewardFn, prompts: Sequence[Prompt], name: str | None) -> Iterator[Result]:
     source = Source.read(name) if name and isinstance(reward, TrainedReward) else None
-    subject = RewardSubject(reward, tuple(prompts), source)
+    conversation = isinstance(reward, TrainedReward) and reward.tokenizer.chat_template
+    more = [check_text.CONVERSATION] if conversation else []
+    subject = RewardSubject(reward, (*prompts, *more), source)
     for check in REWARD:
         yield _result(check, subject, prefix="reward_")
 
@@ -197,9 +198,9 @@ def _report(config: CheckConfig, results: list[Result], started: float) -> Repor
     return Report(config.model or "(in memory)", config.reward, precision, tuple(results), seconds)
 
 
-def _all_trainables(name: str, tokenizer: Any) -> list[Trainable]:
+def _all_trainables(source: Source) -> list[Trainable]:
     """The four techniques; of the layers, the upper half is trained."""
-    depth = models.load_policy(name, tokenizer).config.get_text_config().num_hidden_layers
+    depth = source.config.get_text_config().num_hidden_layers
     return ["full", "lora", LastLayers(max(1, depth // 2)), "head"]
 
 
@@ -210,13 +211,12 @@ def _name(trainable: Trainable | None) -> str:
 
 
 def _prompts(config: CheckConfig, tokenizer: Any) -> list[Prompt]:
-    """Some of the user's prompts, short to long, or built-in ones; conversations where there is a chat template."""
+    """Some of the user's prompts, short to long, or built-in ones."""
     if config.prompts is None:
-        turns: list[Prompt] = [[{"role": "user", "content": question}] for question in QUESTIONS]
-        return [*PLAIN, *(turns if tokenizer.chat_template else QUESTIONS)]
+        return list(PLAIN)
     read = data.distinct(data.read_prompts(config.prompts, config.columns))
     _, kept = text.encode_prompts(tokenizer, read, max_tokens=config.max_prompt_tokens)
     by_length = sorted((read[i] for i in kept), key=lambda prompt: len(text.encode_prompt(tokenizer, prompt)))
     if len(by_length) < 2:
         raise DataError(f"{config.prompts} has {len(by_length)} prompts that can be used: give at least 2")
-    return by_length[:: -(-len(by_length) // PROMPTS)]
+    return by_length[:: -(-len(by_length) // len(PLAIN))]

@@ -140,11 +140,11 @@ def _flat(result: Result) -> dict[str, Any]:
 
 
 def _grouped(results: Iterable[Result]) -> list[list[Result]]:
-    """Results of one check with one status share a row."""
-    groups: dict[tuple[str, Status], list[Result]] = {}
+    """Results of one check with one status share a row; a skip has one only where there is nothing else."""
+    groups: dict[str, dict[Status, list[Result]]] = {}
     for result in results:
-        groups.setdefault((result.check, result.finding.status), []).append(result)
-    return list(groups.values())
+        groups.setdefault(result.check, {}).setdefault(result.finding.status, []).append(result)
+    return [rows for found in groups.values() for status, rows in found.items() if status != "skip" or len(found) == 1]
 
 
 def _explained(results: Iterable[Result]) -> list[tuple[str, str, Status, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf import models, rollout
+from rlhf import models, rollout, text
 from rlhf.check_report import Finding, failed, noted, passed, skipped, within
 from rlhf.check_subject import RewardSubject, TrainedReward, largest
 from rlhf.sequences import length_mask, pad_rows
@@ -119,9 +119,7 @@ def pad(subject: RewardSubject) -> Finding:
     cause = "pads with its EOS: transformers would score the token before EOS"
     if tokenizer.pad_token_id in ends:
         return failed(f"the reward model {cause}", "load it with rlhf.models.load_tokenizer, or set another pad_token")
-    raw = (
-        {subject.source.tokenizer.pad_token_id, subject.source.config.get("pad_token_id")} if subject.source else set()
-    )
+    raw = {subject.source.tokenizer.pad_token_id, subject.source.config.pad_token_id} if subject.source else set()
     if raw & set(ends):
         return noted(
             f"the reward model's source {cause}",
@@ -140,7 +138,7 @@ def reload(subject: RewardSubject) -> Finding:
     reward = subject.reward
     with tempfile.TemporaryDirectory(prefix="rlhf-check-") as temporary:
         folder = Path(temporary) / "model"
-        terms = models.model_contract(reward.classifier, reward.tokenizer, max_prompt_tokens=1, max_completion_tokens=1)
+        terms = text.contract_of(reward.tokenizer, eos_token_ids=(), max_prompt_tokens=1, max_completion_tokens=1)
         models.save_model(reward.classifier, reward.tokenizer, folder, contract=terms)
         plain = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
     device = next(reward.classifier.parameters()).device

@@ -25,11 +25,10 @@ from rlhf.sequences import Sequences
 from rlhf.types import Prompt, RewardFn
 from rlhf.update import UpdateSettings, update
 
-MAX_TOKENS = 8
+MAX_TOKENS = 6
 """Of a completion: enough for every invariant, and quick."""
 LEARNING_RATE = 1e-3
-PLAIN = ("The", "The film", "It is a fine day and", "One, two, three", "A short story about the sea:", "Why not")
-QUESTIONS = ("Hello", "Name a colour, please.")
+PLAIN = ("The", "Why not", "It is a fine day", "One, two", "A story about the sea:", "Hello")
 COMPLETIONS = (" good and funny.", " Bad", " I would not say so: it is 3.5 times as long.", " yes,\nand no")
 
 
@@ -41,7 +40,7 @@ class Source:
     tokenizer: Any
     generation: dict[str, Any]
     """What its generation config sets."""
-    config: dict[str, Any]
+    config: Any
 
     @staticmethod
     def read(name: str) -> Source:
@@ -55,7 +54,7 @@ class Source:
         except OSError:
             generation = {}
         tokenizer = AutoTokenizer.from_pretrained(str(folder if has_tokenizer(folder) else base))
-        return Source(folder, tokenizer, generation, AutoConfig.from_pretrained(str(base)).to_dict())
+        return Source(folder, tokenizer, generation, AutoConfig.from_pretrained(str(base)))
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf import contract as contracts
 from rlhf import text
 from rlhf.check_report import Finding, failed, noted, passed, skipped
-from rlhf.check_subject import COMPLETIONS, QUESTIONS, Subject, TrainedReward
+from rlhf.check_subject import COMPLETIONS, Subject, TrainedReward
 from rlhf.contract import Contract, check_same_template
 from rlhf.model_files import token_ids
 from rlhf.types import ContractError, Prompt
@@ -33,7 +33,7 @@ TRUNCATING = {
     "forced_eos_token_id": (None,),
 }
 """Settings of a generation config that change the sampled distribution, with the values that do not."""
-CONVERSATION: Prompt = [{"role": "user", "content": QUESTIONS[1]}]
+CONVERSATION: Prompt = [{"role": "user", "content": "Name a colour, please."}]
 
 
 def pad(subject: Subject) -> Finding:
@@ -109,7 +109,8 @@ def end_of_turn(subject: Subject) -> Finding:
     answered = [*CONVERSATION, {"role": "assistant", "content": "blue"}]  # type: ignore[misc]
     rendered = tokenizer.apply_chat_template(answered, tokenize=False)
     ids = tokenizer(rendered.rpartition("blue")[2], add_special_tokens=False).input_ids
-    ending = next((i for i in ids if i in tokenizer.all_special_ids), None)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    ending = next((i for i in ids if i in special), None)
     if ending is None or ending in subject.eos_token_ids:
         return passed(f"{ending}" if ending is not None else "", f"in {list(subject.eos_token_ids)}")
     return noted(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ class PlainEngine:
         self._pad = pad_token_id
         self._batch_size = batch_size
         self._model = policy if dtype == torch.float32 else copy.deepcopy(policy).to(dtype)
-        self._model.eval()
         self._keeps_logits = keeps_logits(policy)
 
     def sync(self) -> None:
@@ -57,7 +57,8 @@ class PlainEngine:
         results: dict[int, Generated] = {}
         for start in range(0, len(prompts), self._batch_size):
             rows = by_length[start : start + self._batch_size]
-            batch = self._decode([prompts[i] for i in rows], uniforms[rows], temperature)
+            with _evaluating(self._model):
+                batch = self._decode([prompts[i] for i in rows], uniforms[rows], temperature)
             results.update(zip(rows, batch, strict=True))
         return [results[i] for i in range(len(prompts))]
 
@@ -101,6 +102,18 @@ class PlainEngine:
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             positions = (lengths + step)[:, None]
         return [Generated(row, lp, row[-1] in self._eos) for row, lp in zip(ids, logprobs, strict=True)]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Dropout off inside the block; a model that was training goes on training after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
 
 
 def sample(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

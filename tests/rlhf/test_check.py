@@ -67,6 +67,10 @@ def examined(policy: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., R
     return examine
 
 
+def actor_critic(policy: Any, kind: type[ActorCritic] = ActorCritic) -> ActorCritic:
+    return kind(policy, random_value_head(policy), temperature=1.0, dtype=torch.float32)
+
+
 # ---------------------------------------------------------------- sound models
 
 
@@ -184,8 +188,9 @@ def test_an_eos_lost_from_the_generation_config_is_named(tmp_path: Path) -> None
 
 def test_dropout_left_on_is_named(policy: Callable[..., Any], examined: Callable[..., Report]) -> None:
     loaded = policy("gpt2", "head")
-    model = ActorCritic(loaded, random_value_head(loaded), temperature=1.0, dtype=torch.float32).train()
-    report = examined("gpt2", "head", loaded=loaded, model=model)
+    model, engine = actor_critic(loaded), Elsewhere(loaded)
+    model.train()  # after both of them have put the policy into evaluation mode
+    report = examined("gpt2", "head", loaded=loaded, model=model, engine=engine)
     assert "dropout is on" in finding(report, "dropout", "fail").cause
     assert finding(report, "ratio", "fail").measured > 1e-5  # type: ignore[operator]
     assert "such as dropout" in finding(report, "gradients", "fail").cause  # the update's own assertion
@@ -260,7 +265,7 @@ class TwoAdapters(ActorCritic):
 def test_an_adapters_lost_gradient_is_named(policy: Callable[..., Any], examined: Callable[..., Report]) -> None:
     loaded = policy("llama", "lora")
     loaded.add_adapter("value", loaded.peft_config["default"])
-    model = TwoAdapters(loaded, random_value_head(loaded), temperature=1.0, dtype=torch.float32)
+    model = actor_critic(loaded, TwoAdapters)
     found = finding(examined("llama", "lora", loaded=loaded, model=model), "gradients", "fail")
     assert "trained weights get no gradient" in found.cause
     assert "lora_" in found.cause
