@@ -5,12 +5,13 @@ STAMP := .venv/installed
 RUN := runs/sentiment
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo label test check acceptance bench help
+.PHONY: demo label test mutations check acceptance bench help
 
 help:
 	@echo "make demo        the whole loop on the embedded model and real reviews, ends with a table and report.html"
 	@echo "make label       the ranking page on the demo's completions"
 	@echo "make test        all tests"
+	@echo "make mutations   plants known bugs of PPO code one at a time; each must turn its tests red"
 	@echo "make check       lint, format, types, layers"
 	@echo "make acceptance  the demo, then the tests"
 	@echo "make bench       start-up times of the command line"
@@ -35,6 +36,9 @@ label: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+mutations: $(STAMP)
+	$(BIN)/python -m tests.mutations
 
 check: $(STAMP)
 	$(BIN)/ruff check .

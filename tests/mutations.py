@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -16,12 +17,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("rlhf", "reward_models", "labeling_ui", "experiments", "tests", "pyproject.toml")
+PRELOADED = (
+    "accelerate",
+    "hypothesis",
+    "peft",
+    "scipy.stats",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+)
+"""Imported once, in the process that the others are forked from. Nothing of this project is: a copy of it is tested."""
 FAILED = 1
 """pytest's exit status for tests that ran and failed; 2 and more mean that they did not run."""
 SOUND_CLOSED = 0.97
@@ -88,6 +99,7 @@ MUTATIONS = (
         "return length_mask(self.completion_lengths, self.completion_ids.shape[1])",
         "return self.completion_ids != 0",
         of("rlhf/test_rollout.py", "test_eos_is_in_the_mask_and_what_follows_is_not"),
+        stops_learning=True,
     ),
     Mutation(
         6,
@@ -133,6 +145,7 @@ MUTATIONS = (
         "next_value = torch.zeros_like(values[:, 0])",
         "next_value = values[:, -1]",
         of("rlhf/test_rollout.py", "test_the_listed_example_comes_out_of_a_rollout"),
+        stops_learning=True,
     ),
     Mutation(
         12,
@@ -313,21 +326,20 @@ def check(mutation: Mutation) -> str | None:
     with _copy() as tree:
         file = Path(tree) / mutation.file
         file.write_text(planted_text(mutation, file.read_text(encoding="utf-8")), encoding="utf-8")
-        done = _pytest(tree, mutation.tests)
-        if done.returncode != FAILED:
-            verdict = "the tests stay green" if done.returncode == 0 else f"pytest ended with {done.returncode}"
-            return f"{verdict}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        status, output = _pytest(tree, mutation.tests)
+        if status != FAILED:
+            return f"{'the tests stay green' if status == 0 else f'pytest ended with {status}'}\n{output[-3000:]}"
         if mutation.stops_learning and (closed := _closed(tree)) > SOUND_CLOSED:
             return f"PPO still closes {closed:.1%} of the gap to the exact optimum"
     return None
 
 
-def check_sound() -> str | None:
-    """Why the tests cannot be relied on: they are red without any bug. None when they are green."""
+def check_sound(tests: Sequence[str]) -> str | None:
+    """Why these tests cannot be relied on: they are red without any bug. None when they are green."""
     with _copy() as tree:
-        done = _pytest(tree, sorted({test for mutation in MUTATIONS for test in mutation.tests}))
-        if done.returncode:
-            return f"without any bug pytest ended with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+        status, output = _pytest(tree, tests)
+        if status:
+            return f"without any bug pytest ended with {status}\n{output[-6000:]}"
         if (closed := _closed(tree)) < SOUND_CLOSED:
             return f"without any bug PPO closes only {closed:.1%} of the gap to the exact optimum"
     return None
@@ -342,22 +354,40 @@ def _copy() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-def _pytest(tree: str, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return _python(tree, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests)
+def _pytest(tree: str, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit status and output of pytest in the copy. Uses up this process: it has imported the copy afterwards."""
+    import pytest
+
+    os.chdir(tree)
+    os.environ.update(PYTHONPATH=tree, PYTHONDONTWRITEBYTECODE="1")
+    sys.dont_write_bytecode = True
+    sys.path[:] = [tree, *(path for path in sys.path if path not in ("", str(ROOT)))]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    output = Path(tree) / "output.txt"
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    sys.stdout.flush()
+    loaded = Path(sys.modules["rlhf"].__file__ or "") if "rlhf" in sys.modules else None
+    if loaded is None or not loaded.is_relative_to(tree):
+        return -1, f"pytest has tested {loaded}, not the copy\n{output.read_text()}"
+    return status, output.read_text()
 
 
 def _closed(tree: str) -> float:
     """Share of the gap to the exact optimum that PPO closes; minus infinity where it ends in an error."""
-    arguments = ("--env", "A", "--seed", "0", "--beta", "0.5", "--updates", "100", "--json")
-    done = _python(tree, "-m", "experiments.exact_optimum", *arguments)
-    return float("-inf") if done.returncode else float(json.loads(done.stdout)["closed"])
-
-
-def _python(tree: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    here = {"PYTHONPATH": tree, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=os.environ | here, capture_output=True, text=True, check=False
+    options = ("--env", "A", "--seed", "0", "--beta", "0.5", "--updates", "100", "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.exact_optimum", *options],
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": tree},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    return float("-inf") if done.returncode else float(json.loads(done.stdout)["closed"])
 
 
 def main() -> int:
@@ -372,13 +402,17 @@ def main() -> int:
         for mutation in chosen:
             print(f"{mutation.pitfall:3}  {mutation.what}\n     {mutation.file}  {' '.join(mutation.tests)}")
         return 0
+    os.environ["OMP_NUM_THREADS"] = "1"
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(list(PRELOADED))
     started, missed = time.monotonic(), 0
-    with ThreadPoolExecutor(options.workers) as pool:
-        sound = pool.submit(check_sound)
+    with ProcessPoolExecutor(options.workers, mp_context=forks, max_tasks_per_child=1) as pool:
+        sound = pool.submit(check_sound, sorted({test for mutation in chosen for test in mutation.tests}))
         for mutation, problem in zip(chosen, pool.map(check, chosen), strict=True):
             missed += problem is not None
             print(f"{'MISSED' if problem else 'caught'} {mutation.pitfall:3}  {mutation.what}", flush=True)
-            print(problem) if problem else None
+            if problem:
+                print(problem)
         unsound = sound.result()
     print(unsound or f"{len(chosen) - missed} of {len(chosen)} caught in {time.monotonic() - started:.0f} s")
     return int(bool(missed or unsound))
