@@ -27,6 +27,8 @@ from rlhf.update import UpdateSettings, update
 
 MAX_TOKENS = 6
 """Of a completion: enough for every invariant, and quick."""
+SAMPLED_TOKENS = 24
+"""Of a completion whose logprobs are compared with the sampler's: a mean needs more."""
 LEARNING_RATE = 1e-3
 PLAIN = ("The", "Why not", "It is a fine day", "One, two", "A story about the sea:", "Hello")
 COMPLETIONS = (" good and funny.", " Bad", " I would not say so: it is 3.5 times as long.", " yes,\nand no")
@@ -139,12 +141,12 @@ class Subject:
         self.engine.sync()
         generator = torch.Generator().manual_seed(self.seed)
         return self.engine.generate(
-            self.prompt_ids, max_tokens=MAX_TOKENS, temperature=self.temperature, generator=generator
+            self.prompt_ids, max_tokens=SAMPLED_TOKENS, temperature=self.temperature, generator=generator
         )
 
     @cached_property
     def ragged(self) -> list[Generated]:
-        """The same, cut to all lengths; every second one is ended by EOS."""
+        """The same, cut to lengths of 1 to MAX_TOKENS; every second one is ended by EOS."""
         eos = self.tokenizer.eos_token_id
         cut = [drawn.ids[: 1 + i % MAX_TOKENS] for i, drawn in enumerate(self.sampled)]
         rows = [[*ids[:-1], eos] if i % 2 else ids for i, ids in enumerate(cut)]
@@ -178,19 +180,19 @@ class Subject:
 
     @cached_property
     def stepped(self) -> Step:
-        """A twin after PPO's own update on the rollout: two optimiser steps (LoRA's A moves only in the second)."""
+        """A twin after PPO's own update on the rollout."""
         return _step(self)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What two optimiser steps did to a twin of the subject, which shares its frozen weights."""
+    """What an optimiser step (two of LoRA) did to a twin of the subject, which shares its frozen weights."""
 
     model: ActorCritic
     moved: frozenset[str]
     """Names of the policy's weights that changed."""
     gradients: dict[str, Tensor]
-    """Of the second step, by name."""
+    """Of the last step, by name."""
     reference_gap: float
     """Largest change of the reference's logprobs."""
     trunk_gap: float | None
@@ -198,7 +200,13 @@ class Step:
 
 
 class GradientReader(Learner):
-    """A learner that keeps the gradients of its last optimiser step."""
+    """A learner that keeps the gradients of its last optimiser step; a learning rate of 0 takes none."""
+
+    def __init__(self, model: ActorCritic, *, learning_rate: float):
+        rates = {"learning_rate": learning_rate, "value_learning_rate": learning_rate, "schedule": "constant"}
+        super().__init__(model, **rates, steps=1, accelerator=Accelerator(mixed_precision="no"))
+        if not learning_rate:
+            self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # AdamW would fill two more copies
 
     def after_optimizer_step(self) -> None:
         """Called after the step and before the gradients are cleared."""
@@ -256,14 +264,7 @@ def run_update(
 ) -> dict[str, Tensor]:
     """PPO's own update with one minibatch an epoch; returns the last gradients, unclipped."""
     old = measured(model, batch, micro_batch_size)
-    learner = GradientReader(
-        model,
-        learning_rate=learning_rate,
-        value_learning_rate=learning_rate,
-        steps=1,
-        schedule="constant",
-        accelerator=Accelerator(mixed_precision="no"),
-    )
+    learner = GradientReader(model, learning_rate=learning_rate)
     settings = UpdateSettings(
         num_ppo_epochs=epochs,
         num_mini_batches=1,
@@ -312,7 +313,8 @@ def _step(subject: Subject) -> Step:
     policy_weights = dict(model.policy.named_parameters())
     before = {name: weight.detach().clone() for name, weight in policy_weights.items()}
     reference_before, trunk_before = measured(reference, batch).logprobs, trunk_states(model.policy, batch)
-    gradients = run_update(model, batch, micro_batch_size=len(batch), learning_rate=LEARNING_RATE, epochs=2)
+    epochs = 2 if hasattr(model.policy, "peft_config") else 1  # LoRA's A has a gradient once its B is not 0
+    gradients = run_update(model, batch, micro_batch_size=len(batch), learning_rate=LEARNING_RATE, epochs=epochs)
     trunk_after = trunk_states(model.policy, batch)
     return Step(
         model=model,
