@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from labeling_ui import app
+from labeling_ui import app, loopback
 from labeling_ui.assignment import Policy
 from labeling_ui.service import LabelService, Task
 from rlhf.config import LabelConfig
@@ -107,7 +107,7 @@ def test_no_answer_lets_another_site_read_it(visitor: TestClient, path: str) -> 
     answer = visitor.get(path, headers={"Origin": "http://evil.example"})
     assert answer.status_code == 200
     assert not [name for name in answer.headers if name.startswith("access-control")]
-    for name, value in app.SECURITY_HEADERS.items():
+    for name, value in loopback.SECURITY_HEADERS.items():
         assert answer.headers[name] == value
 
 
@@ -128,7 +128,7 @@ def test_the_store_is_not_served(client: TestClient, service: LabelService) -> N
 
 
 def test_large_requests_are_refused(client: TestClient, task: Task) -> None:
-    assert client.post("/api/v1/submit", json=message(task, rationale="x" * app.MAX_BODY)).status_code == 413
+    assert client.post("/api/v1/submit", json=message(task, rationale="x" * loopback.MAX_BODY)).status_code == 413
 
 
 def test_the_page_carries_no_model_text_before_it_asks(client: TestClient, service: LabelService) -> None:
