@@ -1,7 +1,8 @@
 """One PPO update: a rollout in, optimiser steps on policy and value out.
 
-The loss is a sum over tokens divided by the token count of the whole optimiser batch, over micro-batches and processes,
-so that every token weighs the same however the batch was split (science.md section 2, environment A').
+The loss is a sum over tokens divided by the tokens of an average minibatch, over micro-batches and processes, so that
+every token weighs the same however the rollout was split (science.md section 2, environment A'). Not by the minibatch's
+own tokens: micro-batches hold neighbours in length, and a token of the short ones would then weigh more.
 """
 
 from __future__ import annotations
@@ -75,11 +76,12 @@ def update(
     """
     accelerator, reduce = learner.accelerator, reducer(learner.accelerator)
     micro_batches = rollout.partition(batch, settings.micro_batch_size)
+    num_mini_batches = min(settings.num_mini_batches, len(micro_batches))
+    tokens = float(reduce(batch.completion_mask.sum())) / num_mini_batches
     sums, norms, skipped = TokenSums(), [], 0
     for epoch in range(settings.num_ppo_epochs):
         of_epoch = TokenSums()
         for number, group in enumerate(deal(micro_batches, settings.num_mini_batches, generator)):
-            tokens = int(reduce(batch.completion_mask[torch.cat(group)].sum()))
             for position, rows in enumerate(group):
                 with _sync_only_last(learner, position, len(group)):
                     loss = minibatch_loss(

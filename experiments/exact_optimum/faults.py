@@ -19,9 +19,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from experiments.exact_optimum import tabular
 from rlhf import ops, update
 from rlhf.generation import plain
+from rlhf.generation.plain import sample
 from rlhf.losses import TokenLoss, policy_loss
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +40,10 @@ def in_reward(estimator: Estimator) -> Fault:
 
 
 def in_loss(estimator: Estimator) -> Fault:
-    """No KL in the reward; instead this estimator is added to the loss of every token, as GRPO does with k3."""
+    """No KL in the reward; instead beta times this estimator is added to the loss of every token, as GRPO does with k3.
+
+    Advantages stay unwhitened here: whitening would scale the reward, but not the KL beside it, and so change beta.
+    """
 
     @contextmanager
     def planted(beta: float) -> Iterator[None]:
@@ -51,7 +54,8 @@ def in_loss(estimator: Estimator) -> Fault:
             return sound(model, batch, **options) + beta * ops.masked(kl, batch.completion_mask).sum()
 
         with (
-            patch.object(ops, "kl_k1", lambda p, q: torch.zeros_like(p)),
+            patch.object(ops, "kl_k1", lambda logprobs, ref_logprobs: torch.zeros_like(logprobs)),
+            patch.object(ops, "whiten", lambda x, mask, **options: ops.masked(x, mask)),
             patch.object(update, "minibatch_loss", with_kl),
         ):
             yield
@@ -71,15 +75,10 @@ def score_on_padding(*, scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float
     return ops.masked(-kl_coef * kl, mask)
 
 
-def at_temperature(temperature: float) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A sampler with a temperature that the logprobs do not know of."""
-    return lambda logits, uniforms, **_: plain.sample(logits, uniforms, temperature=temperature)
-
-
 def top_3(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """A sampler of the three likeliest tokens, as a generation config left in place would do it."""
     third = logits.topk(3).values[:, -1:]
-    return plain.sample(logits.masked_fill(logits < third, -torch.inf), uniforms, temperature=temperature)
+    return sample(logits.masked_fill(logits < third, -torch.inf), uniforms, temperature=temperature)
 
 
 FAULTS: dict[str, Fault] = {
@@ -91,6 +90,5 @@ FAULTS: dict[str, Fault] = {
     "kl_sign": in_reward(lambda logprobs, ref_logprobs: ref_logprobs - logprobs),
     "score_on_padding": lambda beta: patch.object(ops, "shaped_rewards", score_on_padding),
     "sequence_mean": lambda beta: patch.object(update, "policy_loss", sequence_mean),
-    "sampled_at_0.7": lambda beta: patch.object(tabular, "sample", at_temperature(0.7)),
-    "sampled_top_3": lambda beta: patch.object(tabular, "sample", top_3),
+    "sampled_top_3": lambda beta: patch.object(plain, "sample", top_3),
 }

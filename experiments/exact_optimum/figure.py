@@ -85,7 +85,13 @@ def draw_frontier(axes: Any, ours: list[Outcome], world: World) -> None:
         axes.annotate(f"n = {n}", (kl, score), textcoords="offset points", xytext=(6, -10), fontsize=8, color="#666")
     axes.plot([at.kl for at in ours], [at.score for at in ours], ".-", color="#1b6ca8", label="PPO in training")
     axes.plot(ours[-1].kl, ours[-1].score, "o", color="#1b6ca8")
-    axes.set(xlabel="KL(policy || reference), nats", ylabel="E[score]", xlim=(-0.1, 3.5), title="What the KL buys")
+    axes.set(
+        xlabel="KL(policy || reference), nats",
+        ylabel="E[score]",
+        xlim=(-0.1, 3.5),
+        ylim=(-0.4, 2.2),
+        title="What the KL buys",
+    )
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 

@@ -18,8 +18,7 @@ from experiments.exact_optimum import exact
 from experiments.exact_optimum.exact import EOS, World
 from rlhf import ops
 from rlhf.actor_critic import TokenOutputs
-from rlhf.generation import Generated
-from rlhf.generation.plain import sample
+from rlhf.generation import Generated, plain
 from rlhf.learner import Learner
 from rlhf.rollout import Shaping, collect
 from rlhf.sequences import Sequences
@@ -93,7 +92,7 @@ class TableEngine:
         logprobs = torch.zeros(len(prompts), max_tokens, device=device)
         for t in range(max_tokens):
             logits = self.table.policy(rows_before(tokens)[:, t])
-            tokens[:, t], logprobs[:, t] = sample(logits, uniforms[:, t], temperature=temperature)
+            tokens[:, t], logprobs[:, t] = plain.sample(logits, uniforms[:, t], temperature=temperature)
         return [_cut(ids, of_ids) for ids, of_ids in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
 
 
