@@ -19,6 +19,7 @@ from labeling_ui.service import LabelService, Task
 from rlhf.config import Simulation
 from rlhf.data import prompt_key, resolve
 from rlhf.progress import Bar
+from rlhf.sources import told
 from rlhf.store import Item
 from rlhf.types import DataError, Prompt
 
@@ -115,7 +116,11 @@ class _Judge:
     def _raw(self, prompt: Prompt, text: str) -> float:
         place = (prompt_key(prompt), text)
         if place not in self._known:
-            value = self._utility(prompt, text)
+            try:
+                value = self._utility(prompt, text)
+            except Exception as error:  # the function is the user's
+                called = f"it is called as utility(prompt, completion), here with {text[:60]!r}"
+                raise DataError(f"{self._name} failed{told(error)}: {called}") from error
             if not isinstance(value, int | float | np.number) or not math.isfinite(value):
                 raise DataError(f"{self._name} returned {value!r} for {text[:60]!r}: it must return a finite number")
             self._known[place] = float(value)

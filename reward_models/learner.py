@@ -93,10 +93,11 @@ class Learner:
         return torch.randperm(len(self.rankings), generator=generator).tolist()
 
     def score(self, rankings: Sequence[EncodedRanking], on_progress: OnProgress = ignore) -> list[Scored]:
-        """Raw scores of every completion of these rankings."""
-        flat = self.scores([row for encoded in rankings for row in encoded.rows], on_progress).split(
-            [len(encoded.rows) for encoded in rankings]
-        )
+        """Raw scores of every completion of these rankings. Raises UserError where they are not finite."""
+        scores = self.scores([row for encoded in rankings for row in encoded.rows], on_progress)
+        if not scores.isfinite().all():
+            raise UserError("training diverged, the model's scores are not finite: lower learning_rate")
+        flat = scores.split([len(encoded.rows) for encoded in rankings])
         return [
             Scored(encoded.ranking, tuple(scores.tolist()), encoded.lengths)
             for encoded, scores in zip(rankings, flat, strict=True)

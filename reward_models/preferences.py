@@ -107,7 +107,9 @@ def prepare(
     if not train:
         reasons = "".join(f"; {count} left out: {reason}" for reason, count in left_out.items())
         held = f"{len(measured)} are of held-out prompts"
-        raise DataError(f"nothing is left to train on: of {len(rankings)} rankings {held}{reasons}")
+        raise DataError(
+            f"nothing is left to train on: of {len(rankings)} rankings {held}{reasons}. Give more, or other limits"
+        )
     return Preferences(train, measured, dict(left_out))
 
 

@@ -93,7 +93,7 @@ def _read(source: str | Path, columns: Columns | None, make: Callable[[_Row], T]
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
     if not items:
-        raise DataError(f"{source} holds no rows")
+        raise DataError(f"{source} holds no rows: give one a line, with the columns that the README names")
     return items
 
 
@@ -128,6 +128,8 @@ class _Row:
         near = next((other for other in OTHER_NAMES[ours] if other in self.fields), None)
         hint = f"If {near!r} is the {ours}, pass --columns.{ours} {near}" if near else f"Name it: --columns.{ours} NAME"
         found = ", ".join(map(str, self.fields)) or "none"
+        if len(self.fields) == 1 and any(sign in found for sign in ";\t"):
+            hint = "Separate the columns by commas"
         raise DataError(f"there is no column {self.name(ours)!r}. Columns found: {found}. {hint}")
 
     def text(self, ours: str) -> str:

@@ -47,7 +47,8 @@ def read_rankings(path: str | Path, columns: Mapping[str, str] | None = None) ->
         except DataError as error:
             bad.append(BadRow(number, str(error).removeprefix(f"{path}:{number}: ")))
     if not rankings:
-        reason = f"; line {bad[0].line}: {bad[0].reason}" if bad else ", it is empty"
+        more = f" (and {len(bad) - 1} more rows that cannot be used)" if len(bad) > 1 else ""
+        reason = f"; line {bad[0].line}: {bad[0].reason}{more}" if bad else ", it is empty: collect some first"
         raise DataError(f"{path} holds no usable ranking{reason}")
     return RankingFile(rankings, bad)
 
@@ -78,7 +79,8 @@ def ranking_from_json(row: Mapping[str, Any]) -> Ranking:
     """A ranking from its exchange form; other keys are left aside. Raises DataError naming the field."""
     for name in ("prompt", "completions", "ranks", "annotator"):
         if name not in row:
-            raise DataError(f"there is no {name!r}; found {', '.join(map(str, row)) or 'nothing'}")
+            found = ", ".join(map(str, row)) or "nothing"
+            raise DataError(f"there is no {name!r}; found {found}: a column of another name is --columns.{name} NAME")
     seconds = row.get("seconds")
     _check(
         seconds is None or (_is_number(seconds) and math.isfinite(seconds) and seconds >= 0),

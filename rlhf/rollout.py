@@ -7,7 +7,7 @@ estimate advantages. Shapes: B completions, T completion tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlhf import ops
 from rlhf.actor_critic import TokenModel, TokenOutputs
 from rlhf.generation import Engine
 from rlhf.sequences import Sequences
+from rlhf.sources import told
 from rlhf.statistics import distinct_n
 from rlhf.types import Prompt, RewardFn, UserError
 
@@ -151,23 +152,43 @@ def advantages_of(
 
 def checked_scores(reward: RewardFn, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
     """The scores, after making sure that there is one finite number per completion; raises UserError otherwise."""
-    name = getattr(reward, "__name__", type(reward).__name__)
+    name = f"the reward {_name(reward)}"
+    count = len(completions)
     try:
-        scores = [float(score) for score in reward(list(prompts), list(completions))]
+        returned = reward(list(prompts), list(completions))
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # the function is the user's
+        advice = "it is called as reward(prompts, completions) and returns one number for each completion"
+        raise UserError(f"{name} failed on {count} completions{told(error)}: {advice}") from error
+    try:
+        found = None if isinstance(returned, str | bytes | Mapping) else list(returned)
+    except TypeError:  # not iterable
+        found = None
+    if found is None:
         raise UserError(
-            f"the reward {name} failed on {len(completions)} completions with {type(error).__name__}: {error}"
-        ) from error
-    if len(scores) != len(completions):
-        raise UserError(f"the reward {name} returned {len(scores)} scores for {len(completions)} completions")
-    for completion, score in zip(completions, scores, strict=True):
-        if not math.isfinite(score):
-            raise UserError(
-                f"the reward {name} returned {score} for the completion {completion[:80]!r}: scores must be finite"
-            )
-    return scores
+            f"{name} returned a {type(returned).__name__} for {count} completions: return a list of numbers"
+        )
+    if len(found) != count:
+        raise UserError(f"{name} returned {len(found)} scores for {count} completions: return one for each, in order")
+    return [_score(value, completion, name) for value, completion in zip(found, completions, strict=True)]
+
+
+def _score(value: Any, completion: str, name: str) -> float:
+    of = f"{name} returned {repr(value)[:60]} for the completion {completion[:80]!r}"
+    try:
+        score = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{of}: return a number") from error
+    if not math.isfinite(score):
+        raise UserError(f"{of}: scores must be finite numbers")
+    return score
+
+
+def _name(reward: RewardFn) -> str:
+    """`module:function`, as the user wrote it; the class of anything that is no function."""
+    function = getattr(reward, "__qualname__", None)
+    return f"{reward.__module__}:{function}" if function else type(reward).__name__
 
 
 def partition(sequences: Sequences, micro_batch_size: int) -> list[Tensor]:

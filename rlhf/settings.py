@@ -131,38 +131,58 @@ def _config_files(arguments: Sequence[str]) -> Iterator[str]:
 def _check_yaml(path: str, keys: Mapping[str, Any]) -> None:
     """Refuse a YAML file with unknown or doubled keys; raises ConfigError naming file and line."""
     try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        root = yaml.compose(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path} is not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}{_line(error)} is not valid YAML: {_reason(error)}") from error
     if root is None:
-        return
+        raise ConfigError(f"{path} is empty: write one `key: value` a line, or leave out --config")
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path} holds no settings: write one `key: value` a line")
     seen: set[str] = set()
-    for key, line in _yaml_keys(root):
+    for key, value, line in _yaml_keys(root):
         if not _is_known(key, keys):
             raise ConfigError(
                 f"{path}, line {line}: there is no setting `{key}`{nearest(key, list(keys))}{_other(root, keys)}"
             )
         if key in seen:
             raise ConfigError(f"{path}, line {line}: `{key}` is set a second time: keep one of the two")
+        if _is_group(keys.get(key)) and not isinstance(value, yaml.MappingNode):
+            plain = isinstance(value, yaml.ScalarNode)
+            found = repr(value.value) if plain and value.value else "empty" if plain else "a list"
+            raise ConfigError(
+                f"{path}, line {line}: `{key}` is {found}, but it holds settings of its own: write them indented "
+                f"below it (`--print_config` shows them all)"
+            )
         seen.add(key)
 
 
-def _yaml_keys(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Dotted keys with their line numbers, in the file's order."""
+def _line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}," if mark else ""
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What the parser found, without its excerpt of the file."""
+    found = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+    return found.replace("'\\t'", "a tab: indent with spaces; it") or " ".join(str(error).split())
+
+
+def _yaml_keys(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, yaml.Node, int]]:
+    """Dotted keys with their values and line numbers, in the file's order."""
     for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        yield name, key.start_mark.line + 1
+        name = f"{prefix}{key.value}" if isinstance(key, yaml.ScalarNode) else f"{prefix}?"
+        yield name, value, key.start_mark.line + 1
         if isinstance(value, yaml.MappingNode):
             yield from _yaml_keys(value, f"{name}.")
 
 
 def _other(root: yaml.MappingNode, keys: Mapping[str, Any]) -> str:
     """A word to who gives one stage the YAML of all."""
-    if not {key.value for key, _ in root.value} & set(STAGES) - set(keys):
+    if not {key for key, _, _ in _yaml_keys(root)} & set(STAGES) - set(keys):
         return ""
     return " (this looks like the YAML of a whole pipeline: `rlhf run --config ... --only STAGE`)"
 
@@ -237,7 +257,7 @@ def placeholder(hint: Any) -> str:
 def _message(error: BaseException, keys: Mapping[str, Any]) -> str:
     """What jsonargparse has to say, on one line and in the user's words."""
     text = " ".join(str(error).split())
-    value = re.search(r'^Parser key "([^"]+)".* (?:Given|Got) value: (.*)$', text)
+    value = re.search(r'^Parser key "([^"]+)".* (?:Given|Got) value: ?(.*)$', text)
     if value and value[1] in keys:
         return f"{value[1]} is {value[2]!r}, but it must be {placeholder(keys[value[1]])}"
     return text

@@ -11,13 +11,14 @@ import importlib
 import json
 import os
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from rlhf.types import ConfigError, DataError, Message
+from rlhf.types import ConfigError, DataError, Message, UserError
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -65,6 +66,18 @@ def _module(name: str, spec: str) -> Any:
             where = f"in {os.getcwd()} or among the installed packages"
             raise ConfigError(f"{spec!r}: there is no module {error.name!r} {where}") from error
         raise ConfigError(f"{spec!r}: {name} itself imports {error.name!r}, which is not installed") from error
+    except Exception as error:  # whatever the user's own module does while it is imported
+        raise ConfigError(f"{spec!r}: importing {name} failed{told(error)}: mend the module") from error
+
+
+def told(error: BaseException) -> str:
+    """` with ValueError: why (file.py, line 3)`: what went wrong in a user's own code, and where."""
+    if isinstance(error, SyntaxError):
+        return f" with SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    last = next(reversed(traceback.extract_tb(error.__traceback__)), None)
+    where = f" ({last.filename}, line {last.lineno})" if last and last.filename != __file__ else ""
+    said = next(iter(str(error).splitlines()), "")
+    return f" with {type(error).__name__}: {said}{where}"
 
 
 def numbered_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
@@ -75,8 +88,7 @@ def numbered_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
         elif isinstance(row, Mapping):
             yield number, dict(row)
         else:
-            kind = type(row).__name__
-            yield number, DataError(f"{source}:{number}: this is a {kind}, not a row with named columns")
+            yield number, DataError(f"{source}:{number}: {_shown(row)} is no row with named columns, as {{...}} is")
 
 
 def _rows(source: str) -> Iterator[tuple[int, Any]]:
@@ -132,7 +144,7 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}); "
-            f"convert the file to UTF-8"
+            f"convert the file to UTF-8, for instance with `iconv -t UTF-8 -f` and its encoding"
         ) from error
 
 
@@ -143,7 +155,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         except DataError as error:
             yield number, error
         except json.JSONDecodeError as error:
-            yield number, DataError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
+            problem = f"{path}:{number}: not JSON ({error.msg} at column {error.colno})"
+            yield number, DataError(f"{problem}: write one object a line, or one list of objects")
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
             yield number, DataError(f"{path}:{number}: JSON that cannot be read ({error})")
 
@@ -153,7 +166,8 @@ def _json_array_rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         yield from enumerate(json.loads(text), start=1)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
+        problem = f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})"
+        raise DataError(f"{problem}: write one list of objects, or one object a line (is the file cut off?)") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: JSON that cannot be read ({error})") from error
 
@@ -164,7 +178,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         for row in reader:
             ragged = None in row or None in row.values()
-            problem = f"{path}:{reader.line_num}: this row has another number of columns than the header"
+            problem = (
+                f"{path}:{reader.line_num}: this row has another number of columns than the header: "
+                f"put cells that hold commas in quotes"
+            )
             yield reader.line_num, DataError(problem) if ragged else row
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
@@ -200,7 +217,8 @@ def _hub_rows(name: str, split: str | None) -> Iterator[tuple[int, Any]]:
     except Exception as error:  # the hub client raises a dozen kinds, from no network to no such set
         reason = str(error).partition("\n")[0]
         raise DataError(
-            f"{name}: neither a file or folder here nor a data set that the hub gives us ({reason})"
+            f"{name}: neither a file or folder here nor a data set that the hub gives us ({reason}): "
+            f"check the path (looked from {os.getcwd()})"
         ) from error
     return enumerate(_one_split(loaded, name, split), start=1)
 
@@ -217,7 +235,12 @@ def _one_split(loaded: Any, source: str, split: str | None) -> Iterable[Any]:
 
 
 def _called_rows(spec: str) -> Iterable[Any]:
-    rows = resolve(spec)()
+    try:
+        rows = resolve(spec)()
+    except UserError:
+        raise
+    except Exception as error:  # the function is the user's
+        raise DataError(f"{spec} failed{told(error)}: it is called without arguments and returns rows") from error
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes | Mapping):
         raise DataError(f"{spec} returned a {type(rows).__name__}, not rows (an iterable of dicts)")
     return rows
@@ -228,7 +251,7 @@ def check_text(value: object, what: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise DataError(f"{what} is {_shown(value)}, not a text")
     if not value.strip() and not may_be_empty:
-        raise DataError(f"{what} is empty")
+        raise DataError(f"{what} is empty: fill it in, or leave the row out")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(f"{what} holds half a surrogate pair, which is not a character")
     return value

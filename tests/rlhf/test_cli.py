@@ -128,7 +128,7 @@ def test_refusals_name_what_is_wrong_and_what_is_near(
         ),
         ("ppo:\n  kl_coef: 1\n  kl_coef: 2\n", "bad.yaml, line 3: `ppo.kl_coef` is set a second time"),
         ("ppo:\n  kl_coef: much\n", "ppo.kl_coef is 'much', but it must be NUMBER"),
-        ("ppo: [\n", "bad.yaml is not valid YAML"),
+        ("ppo: [\n", "bad.yaml, line 2, is not valid YAML"),
         ("- ppo\n", "bad.yaml holds no settings"),
         ("ppo:\n  kl_coef: -1\n", "ppo.kl_coef is -1"),
     ],

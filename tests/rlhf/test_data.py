@@ -122,7 +122,7 @@ def test_a_module_that_misses_another_is_told_apart(tmp_path: Path, monkeypatch:
     ("name", "content", "problem"),
     [
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"prompt": "a"}\n[1]\n', r"a\.jsonl:2: this is a list, not a row"),
+        ("a.jsonl", b'{"prompt": "a"}\n[1]\n', r"a\.jsonl:2: \[1\] is no row with named columns"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', r"a\.jsonl:2: not UTF-8 \(byte 0xff at column 13\)"),
         ("a.jsonl", b'{"prompt": " "}\n', r"a\.jsonl:1: prompt is empty"),
         ("a.jsonl", b'{"prompt": 3}\n', r"a\.jsonl:1: prompt is 3, not a text"),
