@@ -6,6 +6,7 @@ names the flag when the stage runs alone. Importing this module never imports to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ class LastLayers:
     """How many transformer layers, counted from the top, are trained."""
 
     def __post_init__(self) -> None:
-        require(self.last_layers >= 1, "last_layers", self.last_layers, "at least 1")
+        require(self.last_layers >= 1, "trainable.last_layers", self.last_layers, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Lora:
     lora_alpha: int = 32
 
     def __post_init__(self) -> None:
-        require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
-        require(self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, "at least 1")
+        require(self.lora_rank >= 1, "trainable.lora_rank", self.lora_rank, "at least 1")
+        require(self.lora_alpha >= 1, "trainable.lora_alpha", self.lora_alpha, "at least 1")
 
 
 Trainable = Literal["full", "lora", "head"] | LastLayers | Lora
@@ -54,17 +55,28 @@ def needed(value: str | None, flag: str, what: str) -> str:
     return value
 
 
+POSITIVE = (
+    *("batch_size", "micro_batch_size", "rollout_batch_size", "max_prompt_tokens", "max_completion_tokens"),
+    *("learning_rate", "value_learning_rate", "temperature", "max_grad_norm", "epochs", "num_prompts"),
+    *("save_every", "log_every", "kl_horizon"),
+)
+NOT_NEGATIVE = ("seed", "round", "weight_decay", "vf_coef")
+
+
 def _check_common(config: Any) -> None:
-    """Ranges that hold for every stage that has the field."""
-    positive = ("batch_size", "micro_batch_size", "max_prompt_tokens", "max_completion_tokens", "learning_rate")
-    for name in positive:
-        if hasattr(config, name):
-            require(getattr(config, name) > 0, name, getattr(config, name), "above 0")
-    if hasattr(config, "held_out"):
-        require(0 <= config.held_out < 1, "held_out", config.held_out, "a fraction: 0 or more, below 1")
-    if hasattr(config, "temperature"):
-        require(config.temperature > 0, "temperature", config.temperature, "above 0")
-    require(config.seed >= 0, "seed", config.seed, "0 or more")
+    """Ranges that hold for every stage that has the field. A field that is None is filled later, or not used."""
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, float) and name != "max_grad_norm":  # there, infinite means: do not clip
+            require(math.isfinite(value), name, value, "finite")
+        if name in POSITIVE:
+            require(value > 0, name, value, "above 0")
+        if name in NOT_NEGATIVE:
+            require(value >= 0, name, value, "0 or more")
+        if name == "held_out":
+            require(0 <= value < 1, name, value, "a fraction: 0 or more, below 1")
+        if name == "warmup_share":
+            require(0 <= value <= 1, name, value, "a fraction: 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,6 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         _check_common(self)
-        require(self.epochs > 0, "epochs", self.epochs, "above 0")
 
 
 @dataclass(frozen=True)
@@ -248,7 +259,6 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _check_common(self)
-        require(self.epochs > 0, "epochs", self.epochs, "above 0")
         require(self.center_coef >= 0, "center_coef", self.center_coef, "0 or more")
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "0 or more, below 0.5")
 
@@ -449,3 +459,13 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
+        parts = self.name.split("/")
+        require(
+            all(part.strip() and part not in (".", "..") for part in parts),
+            "name",
+            self.name,
+            "the name of a folder in `runs`",
+        )
