@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +23,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 MAX_BODY = 1_000_000
 """Bytes of one request."""
+
+CLOSING_SECONDS = 1
+"""What a request that is under way gets when the server ends."""
 
 SECURITY_HEADERS = {
     # Gradio needs inline scripts and eval; the rest keeps what a completion may smuggle in from reaching out.
@@ -97,8 +102,19 @@ def address(listener: socket.socket) -> str:
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Answer until a signal ends it, in this one process: Gradio keeps its sessions in it."""
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    """Answer until a signal ends it, in this one process: Gradio keeps its sessions in it.
+
+    An open page holds a connection for good, so what is still going on one second after the signal is cut off.
+    """
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSING_SECONDS)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to print it: that a page was open when the server ended is nothing to worry about."""
+    cut_off = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and "graceful shutdown exceeded" not in record.getMessage()
 
 
 class Shield:

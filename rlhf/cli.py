@@ -33,6 +33,7 @@ From human rankings to an aligned language model.
 {stages}
   run       all of them from one YAML; what is done and unchanged is skipped
   report    write report.html of a run folder
+  chat      open a page that shows the answers of the SFT and the PPO policy side by side
   check     whether the invariants of PPO hold on your own model, tokenizer, template and reward
 
 `rlhf COMMAND --help` lists the settings of a command, `--print_config` prints them as YAML.
@@ -74,7 +75,7 @@ def _command(name: str) -> Callable[[list[str]], int | None]:
     """The function behind a command, which may return an exit status; raises ConfigError naming the nearest one."""
     if name in STAGES:
         return lambda arguments: _stage(name, arguments)
-    commands = {"run": _run, "report": _report, "check": _check}
+    commands = {"run": _run, "report": _report, "chat": _chat, "check": _check}
     if name in commands:
         return commands[name]
     from rlhf.settings import nearest
@@ -115,6 +116,20 @@ def _report(arguments: list[str]) -> None:
     from rlhf import report
 
     print(report.render(folder))
+
+
+def _chat(arguments: list[str]) -> None:
+    from functools import partial
+
+    from rlhf import pipeline, settings
+
+    parsed, _ = settings.parse(config.ChatConfig, arguments, command="chat")
+    from rlhf.progress import quiet
+
+    quiet()
+    from rlhf import chat_page
+
+    chat_page.run(parsed, load_reward=partial(pipeline.load_reward, precision=parsed.precision))
 
 
 def _check(arguments: list[str]) -> int:

@@ -438,6 +438,39 @@ class CheckConfig:
         _check_common(self)
 
 
+@dataclass(frozen=True)
+class ChatConfig:
+    """Two policies side by side in a page: one prompt, the same random numbers, the reward beside each answer."""
+
+    run: str | None = None
+    """A run's folder: its PPO and SFT policies, reward model and prompts are taken where you name no others."""
+    policy: str | None = None
+    """The policy to look at; a run's PPO policy, or its SFT policy alone while there is no other."""
+    baseline: str | None = None
+    """The policy beside it, and the reference of the KL: a run's SFT policy."""
+    reward: str | None = None
+    """Scores the answers: a reward model's folder, or `module:function`."""
+    prompts: str | None = None
+    """Examples to draw from: held-out prompts of the run where left out."""
+    columns: dict[str, str] = field(default_factory=dict)
+    output: str | None = None
+    """Folder of `chat.jsonl`, which keeps every exchange: the run's. Without either, nothing is kept."""
+    host: str = "127.0.0.1"
+    """Only this machine: `127.0.0.1`, `localhost` or `::1`."""
+    port: int = 7861
+    """0 takes a free one."""
+    temperature: float = 1.0
+    max_completion_tokens: int | None = None
+    """What the page starts with: the limit that the policy was trained with where left out."""
+    precision: Precision = "auto"
+    seed: int = 0
+    """The page starts with it; also draws the examples."""
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        require(0 <= self.port <= 65535, "port", self.port, "0 to 65535")
+
+
 STAGES = ("sft", "sample", "label", "reward", "ppo", "evaluate")
 """The stages of a pipeline, in order."""
 

@@ -109,6 +109,9 @@ def test_print_config_is_a_config(
         (["ppo", "stray"], "stray"),
         (["ppo", "--config", "nowhere.yaml"], "--config nowhere.yaml cannot be read"),
         (["report"], "one run folder is needed"),
+        (["chat", "--polcy", "x"], "did you mean --policy?"),
+        (["chat", "--port", "65536"], "port is 65536, but it must be 0 to 65535"),
+        (["chat", "--max_completion_tokens", "0"], "max_completion_tokens is 0, but it must be above 0"),
         (["report", "nowhere"], "nowhere is not a folder"),
     ],
 )
@@ -191,7 +194,7 @@ def test_help_tells_every_setting_its_meaning_and_default(calls: list[Any], caps
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in [*pipeline.MODULES, "run", "report"])
+    assert all(f"\n  {name} " in text for name in [*pipeline.MODULES, "run", "report", "chat", "check"])
 
 
 HEAVY = (
@@ -209,7 +212,9 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ppo", "--help"], ["run", "--help"], ["ppo", "--kl_cof", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ppo", "--help"], ["run", "--help"], ["chat", "--help"], ["ppo", "--kl_cof", "1"]]
+)
 def test_parsing_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom rlhf import cli\n"
