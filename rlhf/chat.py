@@ -174,19 +174,19 @@ class Chat:
         return isinstance(prompt, str) or (self.can_converse and bool(prompt) and prompt[-1]["role"] == "user")
 
     def _answer(self, side: Side, prompt: Prompt, question: Question) -> Answer:
-        ids = _encoded(side, prompt, question.max_tokens)
+        ids, temperature = _encoded(side, prompt, question.max_tokens), float(question.temperature)
         with self._lock:
             started = time.perf_counter()
             (generated,) = side.engine.generate(
                 [ids],
                 max_tokens=question.max_tokens,
-                temperature=question.temperature,
+                temperature=temperature,
                 generator=torch.Generator().manual_seed(question.seed),
             )
             seconds = time.perf_counter() - started
             completion = text.decode_completion(side.tokenizer, generated.ids)
             score = checked_scores(self.reward, [prompt], [completion])[0] if self.reward else None
-            log_ratio = self._log_ratio(ids, generated, question.temperature)
+            log_ratio = self._log_ratio(ids, generated, temperature)
         tokens, finished = len(generated.ids), generated.finished
         return Answer(side.name, prompt, completion, tokens, finished, round(seconds, 3), score, log_ratio)
 
