@@ -72,6 +72,8 @@ def train(config: RewardConfig, *, classifier: Any, tokenizer: Any, rankings: Se
         ties_teach=config.loss == "bradley_terry",
     )
     _say_what_is_used(preferences)
+    longest = max(len(row) for each in (*preferences.train, *preferences.held_out) for row in each.rows)
+    models.check_context(classifier, longest, "the longest prompt with its completion")
     learner = Learner(config, classifier.to(models.device()), preferences.train, pad=tokenizer.pad_token_id)
     checkpoints, mark = Path(config.output) / "checkpoints", _fingerprint(config, preferences)
     saved = _resumable(checkpoints, mark)

@@ -70,7 +70,7 @@ def run(config: CheckConfig, *, load_reward: Callable[[str], RewardFn]) -> Repor
     Raises UserError for what cannot be loaded.
     """
     name, started = needed(config.model, "model", "the model to check"), time.perf_counter()
-    tokenizer, source = models.load_tokenizer(name), Source.read(name)
+    tokenizer, source = models.load_tokenizer(name, trusting=True), Source.read(name)
     reward = load_reward(config.reward) if config.reward else None
     prompts = _prompts(config, tokenizer)
     trainables: list[Trainable] = [config.trainable] if config.trainable else _all_trainables(source)

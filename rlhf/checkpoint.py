@@ -15,7 +15,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf.types import UserError
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,22 @@ def save(
     final = folder / f"step_{step:06d}"
     aside = folder / f"step_{step:06d}.writing"
     shutil.rmtree(aside, ignore_errors=True)
-    (aside / "weights").mkdir(parents=True)
-    for name, tensors in weights.items():
-        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, aside / "weights" / f"{name}.safetensors")
-    torch.save(dict(states), aside / "states.pt")
-    (aside / "state.json").write_text(json.dumps({"step": step, **numbers}, indent=2) + "\n", encoding="utf-8")
-    _seal(aside)
+    try:
+        (aside / "weights").mkdir(parents=True)
+        for name, tensors in weights.items():
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, aside / "weights" / f"{name}.safetensors")
+        torch.save(dict(states), aside / "states.pt")
+        (aside / "state.json").write_text(json.dumps({"step": step, **numbers}, indent=2) + "\n", encoding="utf-8")
+        seal(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would only fill the disk
+        raise
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _sync(folder)
     checkpoint = Checkpoint(step, final)
-    _verify(checkpoint)
+    verify(checkpoint)
     for old in folder.glob("step_*"):
         if old != final:
             shutil.rmtree(old)
@@ -83,12 +89,16 @@ def latest(folder: Path) -> Checkpoint | None:
 
     Raises UserError when there are checkpoints and all of them are damaged: starting over silently would hide it.
     """
-    steps = {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*") if path.suffix != ".writing"}
+    found = (path for path in folder.glob("step_*") if path.suffix != ".writing")
+    return newest_whole([Checkpoint(int(path.name.removeprefix("step_")), path) for path in found], folder)
+
+
+def newest_whole(candidates: Sequence[Checkpoint], folder: Path) -> Checkpoint | None:
+    """The newest of the checkpoints in `folder` that is as it was sealed; None and UserError as for `latest`."""
     problems = []
-    for step in sorted(steps, reverse=True):
-        checkpoint = Checkpoint(step, steps[step])
+    for checkpoint in sorted(candidates, key=lambda each: each.step, reverse=True):
         try:
-            _verify(checkpoint)
+            verify(checkpoint)
         except UserError as error:
             problems.append(str(error))
         else:
@@ -129,19 +139,21 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _seal(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def seal(folder: Path) -> None:
+    """Write the manifest, the last file of a checkpoint, and wait until all of it is on the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest = {str(path.relative_to(folder)): _hash(path) for path in files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for path in (*files, folder / "manifest.json", folder / "weights", folder):
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for path in (*files, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         _sync(path)
 
 
-def _verify(checkpoint: Checkpoint) -> None:
+def verify(checkpoint: Checkpoint) -> None:
+    """Raise UserError where a file is not what was sealed."""
     try:
-        manifest = json.loads((checkpoint.path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"the checkpoint {checkpoint.path} is incomplete: it has no readable manifest.json") from error
+        raise UserError(f"the checkpoint {checkpoint.path} is incomplete: it has no readable {MANIFEST}") from error
     for name, expected in manifest.items():
         file = checkpoint.path / name
         if not file.is_file() or _hash(file) != expected:

@@ -52,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rlhf {arguments[0]}: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        from rlhf.run_folder import disk_fault
+
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        print(f"rlhf {arguments[0]}: {fault}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
         return getattr(stop, "status", 130)  # of rlhf.stopping.Stopped: 143 after SIGTERM

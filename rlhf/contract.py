@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from rlhf.types import ContractError
@@ -60,15 +61,34 @@ def load(folder: Path) -> Contract | None:
         raise ContractError(f"{path} cannot be read ({error}): train the model again, or delete the file") from error
 
 
-def check_same_template(mine: Contract, theirs: Contract, *, mine_name: str, theirs_name: str) -> None:
+def check_same_template(
+    mine: Contract,
+    theirs: Contract,
+    *,
+    mine_name: str,
+    theirs_name: str,
+    advice: str = "train both from the same SFT checkpoint",
+) -> None:
     """Refuse two models that render the same conversation differently; raises ContractError with both templates."""
     if mine.template_hash == theirs.template_hash or not mine.shares_text_with(theirs):
         return  # with another tokenizer the text itself is exchanged, and each model applies its own template
+    here, there = _parting(mine.template, theirs.template)
     raise ContractError(
-        f"{mine_name} and {theirs_name} share a tokenizer but not a chat template, so the score would be of other text "
-        f"than the policy wrote.\n--- {mine_name}\n{mine.template}\n--- {theirs_name}\n{theirs.template}\n"
-        f"Train both from the same SFT checkpoint."
+        f"{mine_name} and {theirs_name} share a tokenizer but not a chat template, so one would read other text than "
+        f"the other wrote: {advice}.\n  {mine_name}: {here}\n  {theirs_name}: {there}"
     )
+
+
+SHOWN = 60
+"""Characters of a template that are shown before and after the place where two of them part."""
+
+
+def _parting(mine: str | None, theirs: str | None) -> tuple[str, str]:
+    """Two templates on one line each, about the place where they part."""
+    pairs = zip_longest(mine or "", theirs or "")
+    same = next((i for i, (one, other) in enumerate(pairs) if one != other), 0)
+    part = slice(max(same - SHOWN, 0), same + SHOWN)
+    return repr(mine and mine[part]), repr(theirs and theirs[part])
 
 
 def digest(text: str) -> str:

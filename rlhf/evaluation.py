@@ -25,7 +25,7 @@ from rlhf.sequences import Sequences
 from rlhf.sources import resolve
 from rlhf.statistics import Estimate
 from rlhf.tracking import Tracker
-from rlhf.types import Prompt, RewardFn, prompt_text
+from rlhf.types import ContractError, Prompt, RewardFn, prompt_text
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,14 @@ def run(config: EvaluateConfig, *, load_reward: Callable[[str, Contract], Reward
     )
     reward_source = needed(config.reward or config.judge, "reward", "the reward that scores both policies")
     tokenizer = models.load_tokenizer(policy_source)
+    if models.load_tokenizer(baseline_source).get_vocab() != tokenizer.get_vocab():
+        raise ContractError(
+            f"{policy_source} and {baseline_source} have different tokenizers, so no KL can be taken between them: "
+            f"give a --baseline that the policy was trained from"
+        )
     policy, baseline = (models.load_policy(s, tokenizer).to(models.device()) for s in (policy_source, baseline_source))
+    ids, _ = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
+    models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
     limits = {"max_prompt_tokens": config.max_prompt_tokens, "max_completion_tokens": config.max_completion_tokens}
     reward = load_reward(reward_source, models.model_contract(policy, tokenizer, **limits))
     judge = resolve(config.judge) if config.judge else reward

@@ -91,7 +91,15 @@ def _settings(folder: Path, name: str) -> dict[str, Any] | None:
         if found is None:
             return None
         path = Path(found)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): the model's folder is damaged, copy it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no settings: the model's folder is damaged, copy it again")
+    return found
 
 
 # ---------------------------------------------------------------- GGUF

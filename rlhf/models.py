@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from rlhf.config import LastLayers, Lora, Precision, Trainable
+from rlhf import contract as contracts
 from rlhf.contract import Contract
 from rlhf.model_files import base_of, has_tokenizer, is_adapter, is_classifier, local_source, token_ids
 from rlhf.text import contract_of, ensure_pad
-from rlhf.types import ConfigError, UserError
+from rlhf.types import ConfigError, ContractError, UserError
 
 
 def device() -> torch.device:
@@ -47,10 +48,11 @@ def autocast(where: torch.device, dtype: torch.dtype) -> AbstractContextManager[
 # ---------------------------------------------------------------- loading
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, *, trusting: bool = False) -> Any:
     """The tokenizer of any model source, with left padding and a pad token that is no EOS.
 
-    An adapter that brings no tokenizer has that of its base.
+    An adapter that brings no tokenizer has that of its base. Raises ContractError where the model's `contract.json`
+    says that it was trained with another one, unless `trusting`.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -68,6 +70,8 @@ def load_tokenizer(source: str) -> Any:
 
 
 def load_policy(source: str, tokenizer: Any, *, trainable: Trainable | None = None) -> Any:
+    if not trusting:
+        _check_contract(tokenizer, folder, source)
     """A causal language model in fp32 and evaluation mode, with its trainable weights chosen.
 
     An adapter folder goes on training its own adapter under `lora`, and is merged into its base under all else.
@@ -175,6 +179,16 @@ def keeps_logits(model: Any) -> bool:
     """Whether the model can run its head on the last positions only (`logits_to_keep`)."""
     inner = model.get_base_model() if _is_peft(model) else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
+def check_context(model: Any, longest: int, what: str) -> None:
+    """Raise ConfigError where `longest` tokens are more than the model can read at once."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise ConfigError(
+            f"{what} is {longest} tokens long, but the model's context is {context}: lower max_prompt_tokens or "
+            f"max_completion_tokens, or choose another model"
+        )
+
+
 
 
 def layers_of(model: Any) -> tuple[nn.Module, nn.ModuleList]:
@@ -214,10 +228,14 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, contract: Contract) 
     shutil.rmtree(aside, ignore_errors=True)
     if _is_peft(model) and (hasattr(model, "score") or not model.get_base_model().config._name_or_path):
         model = _merged(copy.deepcopy(model))
-    # no config.json beside an adapter: it would keep transformers from looking for the base
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    contract.save(aside)
+    try:
+        # no config.json beside an adapter: it would keep transformers from looking for the base
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        contract.save(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
@@ -244,16 +262,42 @@ def _load(loader: Any, folder: Path, source: str, **options: Any) -> Any:
 
     try:
         return loader(str(folder), **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         where = "" if folder.is_dir() else ", which is no folder here, cannot be had from the hub and"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{source}{where} cannot be loaded as a model: {reason}") from error
+        advice = "copy the folder again" if folder.is_dir() else "give a folder, a hub id or a .gguf file"
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(f"{source}{where} cannot be loaded as a model: {reason}: {advice}") from error
 
 
 @torch.no_grad()
+def _check_contract(tokenizer: Any, folder: Path, source: str) -> None:
+    """Refuse a tokenizer or template that is no longer the one that the model beside it was trained with."""
+    known = contracts.load(folder)
+    if known is None:
+        return
+    limits = {"max_prompt_tokens": known.max_prompt_tokens, "max_completion_tokens": known.max_completion_tokens}
+    now = contract_of(tokenizer, eos_token_ids=known.eos_token_ids, **limits)
+    if not now.shares_text_with(known):
+        raise ContractError(
+            f"{source}: the tokenizer beside this model is not the one it was trained with ({now.tokenizer_hash}, but "
+            f"contract.json says {known.tokenizer_hash}): put that tokenizer's files back, or train the model again"
+        )
+    contracts.check_same_template(
+        known,
+        now,
+        mine_name=f"the contract.json of {source}",
+        theirs_name="the tokenizer beside it",
+        advice="put that chat template back, or train the model again",
+    )
+
+
 def _fill_with_mean(table: Any, old_rows: int) -> None:
     """Give the rows after the first `old_rows` of an embedding or LM head the mean of those."""
     for weight in table.parameters() if table is not None else ():
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
+        inside = folder / "model"
+        hint = f"did you mean {inside}?" if inside.is_dir() else "give the folder that save_pretrained wrote"
+        raise UserError(f"{source} holds no model, there is no config.json in it: {hint}")
         weight[old_rows:] = weight[:old_rows].mean(0)
 
 

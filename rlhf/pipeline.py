@@ -7,14 +7,12 @@ fingerprint the checkpoints were made.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,9 +25,9 @@ from rlhf.contract import Contract
 from rlhf.data import resolve as resolve_function
 from rlhf.fingerprint import DONE, fingerprint
 from rlhf.memory import keep_freed_memory
-from rlhf.progress import quiet, say
+from rlhf.progress import is_main_process, quiet, say
 from rlhf.report_data import read_report_data
-from rlhf.run_folder import ENVIRONMENT, read_json, write_json
+from rlhf.run_folder import ENVIRONMENT, LOCK, held, read_json, write_json
 from rlhf.types import ConfigError, RewardFn
 
 MODULES = {
@@ -64,8 +62,7 @@ def run(
         for field in NEEDED.get(name, ()):
             needed(getattr(stages[name], field), f"{name}.{field}", f"{name}.{field}")
     folder = Path(config.runs) / config.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with held(folder, otherwise="give this run another --name or --runs"):
         for name in chosen:
             if name == "label" and stages[name].simulate is None:
                 if not _people_are_done(stages[name]):
@@ -95,11 +92,19 @@ def run_stage(name: str, config: Any) -> None:
     """Do one stage's work, whatever was done before."""
     quiet()
     keep_freed_memory()
-    work = import_module(MODULES[name]).run
-    if name in ("ppo", "evaluate"):
-        work(config, load_reward=partial(load_reward, precision=config.precision))
-    else:
-        work(config)
+    with _alone(name, config):
+        work = import_module(MODULES[name]).run
+        if name in ("ppo", "evaluate"):
+            work(config, load_reward=partial(load_reward, precision=config.precision))
+        else:
+            work(config)
+
+
+def _alone(name: str, config: Any) -> AbstractContextManager[None]:
+    """Hold the stage's folder. Several people may rank at once, each on a page of their own."""
+    if not is_main_process() or (name == "label" and config.simulate is None):
+        return nullcontext()
+    return held(Path(config.output), otherwise="choose another --output")
 
 
 def load_reward(source: str, policy: Contract, *, precision: Precision = "auto") -> RewardFn:
@@ -184,6 +189,8 @@ def _run_stage(name: str, stages: Mapping[str, Any], *, forced: bool) -> None:
     if started == mark and done is None:
         say(f"{name}: goes on in {folder}, where it was interrupted")
     else:
+        with _alone(name, config):  # nobody may be writing there
+            pass
         _set_aside(name, folder)
         _make_room(name, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +215,7 @@ def _set_aside(name: str, folder: Path) -> None:
 
     Raises ConfigError for a folder that holds something else than a stage.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(each.name == LOCK for each in folder.iterdir()):
         return
     if not any((folder / own).is_file() for own in OWN_FILES):
         raise ConfigError(f"{folder} holds files that no stage has written: choose another --{name}.output")
@@ -235,24 +242,6 @@ def _has_result(name: str, config: Any) -> bool:
     if name in ("sample", "label"):
         return "://" in config.store or Path(config.store).is_file()
     return name == "evaluate" or Path(_model(config)).is_dir()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; raises ConfigError while another process does."""
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigError(
-                f"process {file.read().strip()} is working in {folder}: wait for it, or give this run another --name"
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 # --------------------------------------------------------------------------------------------- people, and the result

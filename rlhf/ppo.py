@@ -134,6 +134,7 @@ class _Task:
         dtype = models.compute_dtype(config.precision, device)
         _check_usable(policy, prompts)
         ids, kept = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
+        models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
         self.prompts, self.prompt_ids = [prompts[i] for i in kept], ids
         if len(kept) < len(prompts):
             say(

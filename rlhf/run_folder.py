@@ -2,28 +2,99 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import numbers
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from rlhf.types import ConfigError, UserError
 
 CONFIG, ENVIRONMENT, WANDB_ID = "config.yaml", "env.json", "wandb_id"
 METRICS, SAMPLES, ALERTS, SUMMARY = "metrics.jsonl", "samples.jsonl", "alerts.jsonl", "summary.json"
 REPORT_DATA, REPORT = "report.json", "report.html"
+LOCK = ".lock"
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+FAILED_WRITE = re.compile(r"PytorchStreamWriter failed|iostream error|inline_container\.cc.*unexpected pos")
+"""What torch says, without a number, where the system would not take its bytes."""
 
 
-def open_to_append(path: Path) -> TextIO:
-    """A text file at its end. Half a character, which a model may emit, becomes a question mark."""
-    return path.open("a", encoding="utf-8", errors="replace")
+@contextmanager
+def held(folder: Path, *, otherwise: str) -> Iterator[None]:
+    """Make a folder and hold it, so that one process writes into it; the system lets go when the process ends.
+
+    Raises ConfigError for a folder that cannot be written, and while another process holds it; `otherwise` is what the
+    message advises then.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to ({error.strerror}): {otherwise}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"process {file.read().strip()} is working in {folder}: wait for it, or {otherwise}"
+            ) from None
+        with suppress(OSError):  # the number is for the message only
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
 
 
-def append_record(file: TextIO, record: Mapping[str, Any]) -> None:
-    """Add one JSON line and hand it to the system at once. Raises ValueError for NaN, which JSON does not know."""
-    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    file.flush()
+def disk_fault(error: BaseException | None) -> UserError | None:
+    """The user's version of an error that a full or forbidden disk has caused; None for any other error."""
+    while error is not None:
+        named = re.search(r"os error (\d+)", str(error))  # so safetensors, whose errors are no OSError
+        number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+        place = getattr(error, "filename", None)
+        where = f"{place}: " if place else ""
+        if number in DISK_FULL or FAILED_WRITE.search(str(error)):
+            reason = os.strerror(number or errno.ENOSPC)
+            return UserError(
+                f"{where}{reason}. Make room on that disk and repeat the command: what was saved before is whole, and "
+                f"it goes on from there"
+            )
+        if number in NOT_ALLOWED:
+            return UserError(f"{where}{os.strerror(number)}: choose a file or folder that you may read and write there")
+        error = error.__cause__
+    return None
+
+
+def open_to_append(path: Path) -> FileIO:
+    """A file at its end, for `append_record`."""
+    return FileIO(path, "a")
+
+
+def append_record(file: FileIO, record: Mapping[str, Any]) -> None:
+    """Add one JSON line, handed to the system at once: all of it, or, where the disk is full, nothing (OSError).
+
+    Half a character, which a model may emit, becomes a question mark. Raises ValueError for NaN, which JSON does not
+    know.
+    """
+    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")
+    end = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        with suppress(OSError):  # a device has no length
+            os.ftruncate(file.fileno(), end)
+        raise OSError(error.errno, error.strerror, str(file.name)) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -72,8 +143,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file as a whole: a reader sees the old text or the new one."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def plain_number(value: Any) -> float | int:

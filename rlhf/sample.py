@@ -46,6 +46,7 @@ def run(config: SampleConfig) -> SampleResult:
     ids, kept = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
     if len(kept) < len(prompts):
         say(f"sample: {len(prompts) - len(kept)} prompts are longer than max_prompt_tokens: left out")
+    models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
     engine = plain_engine(policy, tokenizer, precision=config.precision, batch_size=config.batch_size)
     store = Store(config.store)
     try:

@@ -97,7 +97,10 @@ def connect(name: str, *, create: bool) -> sa.Engine:
             raise DataError(f"there is no label store at {name}: `rlhf sample` makes one")
         if path.is_dir():
             raise DataError(f"{name} is a folder: name the label store's file, such as {path / 'labels.db'}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path.parent} cannot be made ({error.strerror}): choose another --store") from error
         name = sa.URL.create("sqlite", database=str(path)).render_as_string()
     try:
         engine = sa.create_engine(name)

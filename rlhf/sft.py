@@ -6,6 +6,7 @@ Loss on the completion only, EOS learned. The trainer brings accumulation, check
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch
 
-from rlhf import data, models, text
-from rlhf.checkpoint import seed_of
+from rlhf import checkpoint, data, models, text
+from rlhf.checkpoint import Checkpoint, seed_of
 from rlhf.config import SFTConfig, needed
 from rlhf.generation.plain import PlainEngine
 from rlhf.progress import Bar, progress, say
@@ -65,8 +66,13 @@ def train(
 
     folder = Path(config.output)
     rows, held_out_rows = encode(config, tokenizer, training), encode(config, tokenizer, held_out)
+    if not training:
+        raise DataError(f"all demonstrations are held out: give more, or lower held_out = {config.held_out}")
     if not rows:
-        raise DataError(f"none of {len(training)} demonstrations fits max_prompt_tokens = {config.max_prompt_tokens}")
+        raise DataError(
+            f"none of {len(training)} demonstrations fits max_prompt_tokens = {config.max_prompt_tokens}: raise it"
+        )
+    models.check_context(policy, max(len(row["input_ids"]) for row in rows), "the longest demonstration")
     contract = models.model_contract(
         policy,
         tokenizer,
@@ -88,10 +94,14 @@ def train(
             train_dataset=_dataset(rows),
             eval_dataset=_dataset(held_out_rows[:MOST_HELD_OUT]) if held_out_rows else None,
             processing_class=tokenizer,
-            callbacks=[_reporter(tracker, bar)],
+            callbacks=[_reporter(tracker, bar), _sealer()],
         )
         trainer.remove_callback(PrinterCallback)  # our progress line says it
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except BaseException:
+            _discard_unsealed(folder / "checkpoints")
+            raise
         metrics = {"eval/loss": trainer.evaluate()["eval_loss"]} if held_out_rows else {}
         tracker.log(metrics, step=steps)
         policy.eval()
@@ -152,7 +162,6 @@ def _arguments(config: SFTConfig, steps: int) -> Any:
         logging_steps=config.log_every,
         save_strategy="steps",
         save_steps=config.save_every,
-        save_total_limit=1,
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -190,9 +199,33 @@ def _reporter(tracker: Tracker, bar: Bar) -> Any:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of the trainer that is complete: its state is the last file that it writes."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    """The newest of the trainer's checkpoints that is whole; raises UserError where all are damaged."""
+    sealed = [path for path in folder.glob("checkpoint-*") if (path / checkpoint.MANIFEST).is_file()]
+    found = checkpoint.newest_whole([Checkpoint(int(path.name.split("-")[-1]), path) for path in sealed], folder)
+    return found.path if found else None
+
+
+def _discard_unsealed(folder: Path) -> None:
+    """Remove what was written of a checkpoint when its writing failed."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / checkpoint.MANIFEST).is_file():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sealer() -> Any:
+    """A trainer callback that seals each checkpoint once it is written, and only then removes the older ones."""
+    from transformers import TrainerCallback
+
+    class Sealer(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                checkpoint.seal(written)
+                for old in Path(args.output_dir).glob("checkpoint-*"):
+                    if old != written:
+                        shutil.rmtree(old)
+
+    return Sealer()
 
 
 def _report_data(metrics: dict[str, float], count: int) -> ReportData:

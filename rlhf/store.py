@@ -65,9 +65,13 @@ class Store:
         """`url` is an SQLite file or an SQLAlchemy URL; with `create=False` a missing one is an error."""
         self.name = str(url)
         self._engine = connect(self.name, create=create)
-        with self._refusing("opened"), self._begin(write=True) as connection:
-            tables.create_all(connection)
-            check_version(connection, self.name)
+        try:
+            with self._refusing("opened"), self._begin(write=True) as connection:
+                tables.create_all(connection)
+                check_version(connection, self.name)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the connections; the store cannot be used afterwards."""
@@ -99,7 +103,9 @@ class Store:
         except exc.DatabaseError as error:
             if isinstance(error, exc.IntegrityError | exc.ProgrammingError):
                 raise  # our mistake, not the disk's
-            raise DataError(f"the label store {self.name} cannot be {verb}: {error.orig}") from error
+            full = any(sign in str(error.orig) for sign in ("disk is full", "disk I/O error"))
+            advice = "make room on that disk and repeat the command" if full else "choose another --store"
+            raise DataError(f"the label store {self.name} cannot be {verb} ({error.orig}): {advice}") from error
 
     # ------------------------------------------------------------------------------------------ what was sampled
 

@@ -12,12 +12,14 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cache
+from io import FileIO
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from rlhf.config import Tracking
@@ -69,7 +71,7 @@ class Tracker:
         self._started = time.monotonic()
         self._earlier_seconds = 0.0
         self._summary: dict[str, Any] = {}
-        self._metrics: TextIO | None = None
+        self._metrics: FileIO | None = None
         self._wandb = _Wandb(None)
 
     def __enter__(self) -> Tracker:
@@ -99,7 +101,8 @@ class Tracker:
         self._metrics.close()
         self._metrics = None
         status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-        self._write_environment(status)
+        with suppress(OSError) if kind else nullcontext():  # the first error says more than a second
+            self._write_environment(status)
         self._wandb.do(lambda run: run.finish(exit_code=0 if kind is None else 1))
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:

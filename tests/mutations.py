@@ -291,7 +291,7 @@ MUTATIONS = (
         34,
         "the old checkpoint goes before the new one was read back",
         "rlhf/checkpoint.py",
-        "    _verify(checkpoint)\n    for old in",
+        "    verify(checkpoint)\n    for old in",
         "    for old in",
         of("rlhf/test_checkpoint.py", "test_a_checkpoint_that_reads_back_wrong_never_replaces_the_old_one"),
     ),

@@ -150,12 +150,12 @@ def break_off(case: str, root: Path) -> int:
     if name == "sft":
         return dies(lambda: fine_tune(how, root, output, kill_at=9))
     if how == "writing":
-        seal, saves = checkpoint._seal, iter(range(1000))
-        checkpoint._seal = lambda folder: kill() if next(saves) == 1 else seal(folder)  # type: ignore[assignment]
+        seal, saves = checkpoint.seal, iter(range(1000))
+        checkpoint.seal = lambda folder: kill() if next(saves) == 1 else seal(folder)  # type: ignore[assignment]
         try:
             return dies(lambda: train(name, root, output))
         finally:
-            checkpoint._seal = seal
+            checkpoint.seal = seal
     if how == "twice":
         return dies(lambda: train(name, root, output, at_rollout(2, lambda: [kill(signal.SIGINT) for _ in range(2)])))
     if how:

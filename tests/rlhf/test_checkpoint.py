@@ -115,7 +115,7 @@ def test_only_the_newest_is_kept_and_what_a_crash_left_is_cleared(tmp_path: Path
 def test_the_old_one_goes_only_after_the_new_one_was_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = save(tmp_path, 1).path
     events: list[str] = []
-    verify, remove = checkpoint._verify, shutil.rmtree
+    verify, remove = checkpoint.verify, shutil.rmtree
 
     def verified(saved: checkpoint.Checkpoint) -> None:
         assert old.is_dir()
@@ -127,13 +127,13 @@ def test_the_old_one_goes_only_after_the_new_one_was_read_back(tmp_path: Path, m
             events.append(f"removed {Path(path).name}")
         remove(path, **options)
 
-    monkeypatch.setattr(checkpoint, "_verify", verified)
+    monkeypatch.setattr(checkpoint, "verify", verified)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
     save(tmp_path, 2)
     assert events == ["read step_000002", "removed step_000001"]
 
 
-@pytest.mark.parametrize("moment", ["save_file", "torch.save", "_seal", "rename", "_verify"])
+@pytest.mark.parametrize("moment", ["save_file", "torch.save", "seal", "rename", "verify"])
 def test_a_write_that_fails_at_any_moment_leaves_the_old_one(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_write_that_fails_at_any_moment_leaves_the_old_one(
             save(tmp_path, 2)
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert found.step == (2 if moment == "_verify" else 1)
+    assert found.step == (2 if moment == "verify" else 1)
     assert (tmp_path / "step_000001").is_dir()
     assert save(tmp_path, 3).step == 3
 
@@ -158,13 +158,13 @@ def test_a_checkpoint_that_reads_back_wrong_never_replaces_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
-    seal = checkpoint._seal
+    seal = checkpoint.seal
 
     def sealed_then_damaged(folder: Path) -> None:
         seal(folder)
         (folder / "states.pt").write_bytes(b"the disk lies")
 
-    monkeypatch.setattr(checkpoint, "_seal", sealed_then_damaged)
+    monkeypatch.setattr(checkpoint, "seal", sealed_then_damaged)
     with pytest.raises(UserError, match=r"states\.pt is not what was written"):
         save(tmp_path, 2)
     found = checkpoint.latest(tmp_path)

@@ -36,7 +36,10 @@ def test_unknown_sources(source: str, message: str, tiny_tokenizer: Any, tmp_pat
 
 
 def test_folders_that_hold_no_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be loaded as a model: "):
+    with pytest.raises(UserError, match=r"holds no model, there is no config\.json in it: give the folder that"):
+        models.load_policy(str(tmp_path), tiny_tokenizer)
+    tiny.save_new("llama", tmp_path / "model", tiny_tokenizer)
+    with pytest.raises(UserError, match=r"holds no model, .*: did you mean .*/model\?"):
         models.load_policy(str(tmp_path), tiny_tokenizer)
     tiny.save_new("llama", tmp_path, tiny_tokenizer)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")

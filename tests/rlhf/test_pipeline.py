@@ -344,8 +344,8 @@ def test_a_second_process_is_refused(config: RunConfig, stages: Stages) -> None:
     folder = Path(config.runs) / "film"
     folder.mkdir(parents=True)
     code = (
-        "import sys; from pathlib import Path; from rlhf.pipeline import _locked\n"
-        "with _locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from rlhf.run_folder import held\n"
+        "with held(Path(sys.argv[1]), otherwise=''): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf import sft
+from rlhf import checkpoint, sft
 from rlhf.config import LastLayers, SFTConfig
-from rlhf.types import DataError, Demonstration
+from rlhf.types import DataError, Demonstration, UserError
 from tests.rlhf import ppo_world as world
 
 SHOWN = [
@@ -183,9 +183,15 @@ def test_only_a_whole_checkpoint_of_the_trainer_is_gone_on_from(tmp_path: Path) 
     for step, whole in ((2, True), (10, True), (12, False)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
         if whole:
-            (folder / "trainer_state.json").write_text("{}")
+            checkpoint.seal(folder)
     assert sft._last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{")
+    assert sft._last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-10 is damaged: trainer_state\.json is not what was written"):
+        sft._last_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(("epochs", "rows", "steps"), [(1, 8, 2), (0.5, 8, 1), (3, 7, 5), (0.01, 4, 1)])

@@ -151,7 +151,7 @@ def test_the_log_only_grows(store: Store) -> None:
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is not a database, " * 100)
-    with pytest.raises(DataError, match=r"text\.db cannot be opened: file is not a database"):
+    with pytest.raises(DataError, match=r"text\.db cannot be opened \(file is not a database\): choose another"):
         Store(tmp_path / "text.db")
     with pytest.raises(DataError, match="is a folder"):
         Store(tmp_path)
