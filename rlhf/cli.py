@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf import config
+from rlhf.progress import is_main_process
 from rlhf.types import ConfigError, RewardFn, UserError
 
 STAGES: dict[str, tuple[type, str]] = {
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments[0])(arguments[1:]) or 0
     except UserError as error:
-        print(f"rlhf {arguments[0]}: {error}", file=sys.stderr)
+        process = "" if is_main_process() else f" (process {os.environ['RANK']})"
+        print(f"rlhf {arguments[0]}{process}: {error}", file=sys.stderr)
         return 2
     except Exception as error:
         from rlhf.run_folder import disk_fault
@@ -61,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlhf {arguments[0]}: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
+        if is_main_process():
+            print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
         return getattr(stop, "status", 130)  # of rlhf.stopping.Stopped: 143 after SIGTERM
 
 

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf import checkpoint
+from rlhf import checkpoint, sharding
 from rlhf.actor_critic import TokenModel
 from rlhf.checkpoint import Checkpoint
+from rlhf.processes import together
 
 
 class TrainableModel(TokenModel, Protocol):
@@ -33,7 +34,8 @@ class TrainableModel(TokenModel, Protocol):
 class Learner:
     """Policy and value with their optimiser and learning-rate schedule, and the policy's moving average if wanted.
 
-    `model` is the module itself; `forward` is what accelerate made of it (the same thing in one process).
+    `model` is the module itself; `forward` is what accelerate made of it (the same thing in one process, and with
+    sharded weights). All processes must call what saves, and `trained_policy`.
     """
 
     def __init__(
@@ -49,6 +51,11 @@ class Learner:
     ):
         self.model = model
         self.accelerator = accelerator
+        sharded = sharding.is_wanted(accelerator)
+        self._shell = sharding.hollow(model.policy) if sharded else None
+        if sharded:
+            for module in filter(None, (model.policy, model.value)):
+                sharding.shard(module, accelerator)
         groups = [
             {"params": model.policy_parameters(), "lr": learning_rate},
             {"params": model.value_parameters(), "lr": value_learning_rate},
@@ -59,7 +66,7 @@ class Learner:
         )
         scale = (lambda step: 1 - step / steps) if schedule == "linear" else (lambda step: 1.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-        self.forward, self.optimizer = accelerator.prepare(model, optimizer)
+        self.forward, self.optimizer = (model, optimizer) if sharded else accelerator.prepare(model, optimizer)
         self._ema_decay = ema_decay
         self.ema = {name: w.detach().clone() for name, w in self._policy_weights().items()} if ema_decay else {}
 
@@ -70,16 +77,16 @@ class Learner:
 
     def use_average(self) -> None:
         """Put the moving average, where there is one, in the policy's place: the result of the run."""
-        with torch.no_grad():
-            for name, weight in self._policy_weights().items() if self.ema else ():
-                weight.copy_(self.ema[name])
+        if self.ema:
+            _load(self._policy_weights(), self.ema)
+
+    def trained_policy(self) -> Any:
+        """The policy as an ordinary module with whole weights: a copy where they are sharded."""
+        return self.model.policy if self._shell is None else sharding.filled(self._shell, self.model.policy)
 
     def save(self, folder: Path, step: int, numbers: dict[str, Any]) -> None:
-        """Write a checkpoint of everything that the next step depends on."""
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        weights: dict[str, dict[str, Tensor]] = {"policy": dict(self._policy_weights()), "value": self._value_weights()}
+        """Write a checkpoint of everything that the next step depends on; no process goes on before it is there."""
+        weights = {"policy": self._policy_weights(), "value": self._value_weights()}
         if self.ema:
             weights["ema"] = self.ema
         states = {
@@ -87,25 +94,34 @@ class Learner:
             "schedule": self.schedule.state_dict(),
             "random": checkpoint.random_states(),
         }
-        checkpoint.save(folder, step, weights=weights, states=states, numbers=numbers)
+        writes = self.accelerator.is_main_process
+        weights, states = sharding.gathered(weights, keep=writes), sharding.gathered(states, keep=writes)
+
+        def write() -> None:
+            if writes:
+                checkpoint.save(folder, step, weights=weights, states=states, numbers=numbers)
+
+        together(self.accelerator, write)
 
     def restore(self, saved: Checkpoint) -> dict[str, Any]:
         """Go back to a checkpoint; returns its plain numbers."""
         _load(self._policy_weights(), saved.weights("policy"))
         _load(self._value_weights(), saved.weights("value"))
         if self.ema:
-            self.ema = {name: w.to(self.accelerator.device) for name, w in saved.weights("ema").items()}
+            _load(self.ema, saved.weights("ema"))
         states = saved.states()
-        self.optimizer.load_state_dict(states["optimizer"])
+        self.optimizer.load_state_dict(sharding.optimizer_state_for(self.optimizer, states["optimizer"]))
         self.schedule.load_state_dict(states["schedule"])
         checkpoint.restore_random_states(states["random"])
         return saved.numbers()
 
     def save_value(self, folder: Path) -> None:
         """Keep the value head or model beside the policy: a later run can go on from it."""
-        if self.model.value is not None:
+        writes = self.accelerator.is_main_process
+        weights = sharding.gathered(self._value_weights(), keep=writes)
+        if writes and weights:
             folder.mkdir(parents=True, exist_ok=True)
-            tensors = {name: w.detach().cpu().contiguous() for name, w in self._value_weights().items()}
+            tensors = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
             save_file(tensors, folder / "value.safetensors")
 
     def _policy_weights(self) -> dict[str, Tensor]:
@@ -119,4 +135,4 @@ class Learner:
 @torch.no_grad()
 def _load(weights: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
-        weight.copy_(saved[name])
+        weight.copy_(sharding.placed_like(saved[name], weight))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf.config import LastLayers, Lora, Precision, Trainable
 from rlhf import contract as contracts
+from rlhf.config import LastLayers, Lora, Precision, Trainable
 from rlhf.contract import Contract
 from rlhf.model_files import base_of, has_tokenizer, is_adapter, is_classifier, local_source, token_ids
 from rlhf.text import contract_of, ensure_pad
@@ -26,8 +27,11 @@ from rlhf.types import ConfigError, ContractError, UserError
 
 
 def device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    """The accelerator where there is one (this process's own where a launcher started several), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", int(local_rank) % torch.cuda.device_count()) if local_rank else torch.device("cuda")
 
 
 def compute_dtype(precision: Precision, where: torch.device) -> torch.dtype:
@@ -66,12 +70,12 @@ def load_tokenizer(source: str, *, trusting: bool = False) -> Any:
     except OSError:
         eos = None
     ensure_pad(tokenizer, token_ids(eos))
+    if not trusting:
+        _check_contract(tokenizer, folder, source)
     return tokenizer
 
 
 def load_policy(source: str, tokenizer: Any, *, trainable: Trainable | None = None) -> Any:
-    if not trusting:
-        _check_contract(tokenizer, folder, source)
     """A causal language model in fp32 and evaluation mode, with its trainable weights chosen.
 
     An adapter folder goes on training its own adapter under `lora`, and is merged into its base under all else.
@@ -175,10 +179,6 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def keeps_logits(model: Any) -> bool:
-    """Whether the model can run its head on the last positions only (`logits_to_keep`)."""
-    inner = model.get_base_model() if _is_peft(model) else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 def check_context(model: Any, longest: int, what: str) -> None:
     """Raise ConfigError where `longest` tokens are more than the model can read at once."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -189,6 +189,10 @@ def check_context(model: Any, longest: int, what: str) -> None:
         )
 
 
+def keeps_logits(model: Any) -> bool:
+    """Whether the model can run its head on the last positions only (`logits_to_keep`)."""
+    inner = model.get_base_model() if _is_peft(model) else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def layers_of(model: Any) -> tuple[nn.Module, nn.ModuleList]:
@@ -201,12 +205,20 @@ def layers_of(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     raise UserError(f"{type(model).__name__} has no list of {depth} layers: use `trainable: full` or `lora` with it")
 
 
+def frozen_depth(model: Any) -> int:
+    """How many of the lowest layers are frozen, with all that runs below them."""
+    if _any_trainable(model.get_input_embeddings()):
+        return 0
+    _, layers = layers_of(model)
+    return next((i for i, layer in enumerate(layers) if _any_trainable(layer)), len(layers))
+
+
 def trunk_hash(model: Any) -> tuple[str | None, int]:
     """Fingerprint of the frozen lower layers and how many there are; (None, 0) where the lowest layer is trained."""
-    holder, layers = layers_of(model)
-    depth = next((i for i, layer in enumerate(layers) if _any_trainable(layer)), len(layers))
-    if depth == 0 or _any_trainable(model.get_input_embeddings()):
+    depth = frozen_depth(model)
+    if depth == 0:
         return None, 0
+    holder, layers = layers_of(model)
     upper = {id(weight) for layer in layers[depth:] for weight in layer.state_dict(keep_vars=True).values()}
     sha = hashlib.sha256()
     for weight in holder.state_dict(keep_vars=True).values():  # positions and norms before the layers included
@@ -257,19 +269,6 @@ def model_contract(model: Any, tokenizer: Any, *, max_prompt_tokens: int, max_co
 # ---------------------------------------------------------------- parts
 
 
-def _load(loader: Any, folder: Path, source: str, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return loader(str(folder), **options)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        where = "" if folder.is_dir() else ", which is no folder here, cannot be had from the hub and"
-        advice = "copy the folder again" if folder.is_dir() else "give a folder, a hub id or a .gguf file"
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        raise UserError(f"{source}{where} cannot be loaded as a model: {reason}: {advice}") from error
-
-
-@torch.no_grad()
 def _check_contract(tokenizer: Any, folder: Path, source: str) -> None:
     """Refuse a tokenizer or template that is no longer the one that the model beside it was trained with."""
     known = contracts.load(folder)
@@ -291,13 +290,26 @@ def _check_contract(tokenizer: Any, folder: Path, source: str) -> None:
     )
 
 
-def _fill_with_mean(table: Any, old_rows: int) -> None:
-    """Give the rows after the first `old_rows` of an embedding or LM head the mean of those."""
-    for weight in table.parameters() if table is not None else ():
+def _load(loader: Any, folder: Path, source: str, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
         inside = folder / "model"
         hint = f"did you mean {inside}?" if inside.is_dir() else "give the folder that save_pretrained wrote"
         raise UserError(f"{source} holds no model, there is no config.json in it: {hint}")
+    try:
+        return loader(str(folder), **options)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        where = "" if folder.is_dir() else ", which is no folder here, cannot be had from the hub and"
+        advice = "copy the folder again" if folder.is_dir() else "give a folder, a hub id or a .gguf file"
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(f"{source}{where} cannot be loaded as a model: {reason}: {advice}") from error
+
+
+@torch.no_grad()
+def _fill_with_mean(table: Any, old_rows: int) -> None:
+    """Give the rows after the first `old_rows` of an embedding or LM head the mean of those."""
+    for weight in table.parameters() if table is not None else ():
         weight[old_rows:] = weight[:old_rows].mean(0)
 
 

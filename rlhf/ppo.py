@@ -14,11 +14,8 @@ from signal import SIGTERM
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 
-from rlhf import alarms, checkpoint, data, models, ops, rollout, text
+from rlhf import alarms, checkpoint, data, models, ops, processes, rollout, sharding, text
 from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
 from rlhf.config import PPOConfig, needed
 from rlhf.contract import Contract
@@ -127,7 +124,8 @@ class _Task:
         prompts: Sequence[Prompt],
         value: ValueHead | ValueModel | None,
     ):
-        self.accelerator = _accelerator(config)
+        self.accelerator = processes.join()
+        self.rows = processes.share_of(config.batch_size, self.accelerator, samples=config.extras.rloo_samples or 1)
         self.config, self.tokenizer, self.reward = config, tokenizer, reward
         self.reduce = reducer(self.accelerator)
         device = self.accelerator.device
@@ -146,26 +144,31 @@ class _Task:
             max_prompt_tokens=config.max_prompt_tokens,
             max_completion_tokens=config.max_completion_tokens,
         )
-        policy.to(device).eval()
+        sharded = sharding.is_wanted(self.accelerator)
+        start = torch.device("cpu") if sharded else device  # what is sharded need never lie on one device as a whole
+        policy.to(start).eval()
         if value is None and config.extras.rloo_samples is None:
             value = ValueHead(policy.get_output_embeddings().weight.shape[1])
-        ref_policy = models.frozen_copy(policy)
-        self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype)
-        self.learner = Learner(
-            ActorCritic(policy, value, temperature=config.temperature, dtype=dtype).to(device),
-            learning_rate=config.learning_rate,
-            value_learning_rate=_value_learning_rate(config, value),
-            steps=config.total_episodes // config.batch_size,
-            schedule=config.schedule,
-            ema_decay=config.extras.ema_decay,
-            accelerator=self.accelerator,
-        )
         self.engine = PlainEngine(
             policy,
             eos_token_ids=self.contract.eos_token_ids,
             pad_token_id=tokenizer.pad_token_id,
             dtype=dtype,
             batch_size=config.rollout_batch_size,
+            own_copy=device if sharded else None,
+        )
+        ref_policy = models.frozen_copy(policy)
+        self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype)
+        if sharded:
+            sharding.shard(ref_policy, self.accelerator)
+        self.learner = Learner(
+            ActorCritic(policy, value, temperature=config.temperature, dtype=dtype).to(start),
+            learning_rate=config.learning_rate,
+            value_learning_rate=_value_learning_rate(config, value),
+            steps=config.total_episodes // config.batch_size,
+            schedule=config.schedule,
+            ema_decay=config.extras.ema_decay,
+            accelerator=self.accelerator,
         )
         self.demonstrations = _demonstrations(config, tokenizer)
         self.settings = UpdateSettings(
@@ -187,18 +190,16 @@ class _Task:
 
     def rollout(self, step: int, *, kl_coef: float) -> Rollout:
         """Completions of this step's prompts, ready for the update. Each process takes its share of the batch."""
-        config, rank = self.config, self.accelerator.process_index
+        config, mine = self.config, self.rows
         samples = config.extras.rloo_samples or 1
         chosen = prompt_indices(len(self.prompts), step, config.batch_size // samples, seed=config.seed)
         rows = [index for index in chosen for _ in range(samples)]
-        share = config.batch_size // self.accelerator.num_processes
-        mine = range(rank * share, (rank + 1) * share)
         return collect(
             prompts=[self.prompts[rows[i]] for i in mine],
             prompt_ids=[self.prompt_ids[rows[i]] for i in mine],
             engine=self.engine,
             decode=lambda ids: text.decode_completion(self.tokenizer, ids),
-            reward=self.reward,
+            reward=self._score,
             model=self.learner.forward,
             ref_model=self.ref_model,
             shaping=Shaping(
@@ -217,6 +218,10 @@ class _Task:
             device=self.accelerator.device,
             reduce=self.reduce,
         )
+
+    def _score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        """The reward of this process's rows. What it raises in one process ends all of them."""
+        return processes.together(self.accelerator, lambda: rollout.checked_scores(self.reward, prompts, completions))
 
     def _random_rows(self, step: int, first: int) -> torch.Generator:
         """This step's random numbers from row `first` on: any number of processes samples the same batch."""
@@ -334,19 +339,6 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> list[tuple[list[int], 
     return fitting
 
 
-def _accelerator(config: PPOConfig) -> Accelerator:
-    """The processes of this run. Casting is ours (see ActorCritic), and the value's warm-up leaves weights unused."""
-    AcceleratorState._reset_state()  # SFT's trainer in the same process has fixed its own precision there
-    accelerator = Accelerator(
-        mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-    )
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"batch_size is {config.batch_size}, but it must be a multiple of the {accelerator.num_processes} processes"
-        )
-    return accelerator
-
-
 def _kl_controller(config: PPOConfig, value: float) -> KLController:
     if config.kl_target is None:
         return FixedKL(value)
@@ -416,10 +408,10 @@ def _finish(
 ) -> PPOResult:
     folder = Path(config.output) / "model"
     task.learner.use_average()
-    policy = task.learner.model.policy
+    policy = task.learner.trained_policy()
+    task.learner.save_value(Path(config.output) / "value")
     if task.accelerator.is_main_process:
         models.save_model(policy, task.tokenizer, folder, contract=task.contract)
-        task.learner.save_value(Path(config.output) / "value")
         write_report_data(Path(config.output), _report_data(metrics, start))
     tracker.summary({name: value for name, value in metrics.items() if not name.startswith("timing/")})
     task.accelerator.wait_for_everyone()

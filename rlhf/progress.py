@@ -30,6 +30,7 @@ _QUIET_ENVIRONMENT = {
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "GRADIO_ANALYTICS_ENABLED": "False",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # several processes: advice on DDP's settings, host names that do not resolve
 }
 
 

@@ -18,19 +18,31 @@ from torch import Tensor
 from rlhf.generation import Generated
 from rlhf.models import keeps_logits
 from rlhf.sequences import length_mask, pad_rows
+from rlhf.sharding import whole
 
 
 class PlainEngine:
-    """Samples from a causal language model, in a bf16 copy of it where that is the precision to compute in."""
+    """Samples from a causal language model, in a bf16 copy of it where that is the precision to compute in.
+
+    Given a device as `own_copy`, always in a copy there: the policy's weights may then be sharded, and processes, each
+    of which samples another number of tokens, need not wait for one another at every one.
+    """
 
     def __init__(
-        self, policy: Any, *, eos_token_ids: Sequence[int], pad_token_id: int, dtype: torch.dtype, batch_size: int
+        self,
+        policy: Any,
+        *,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        dtype: torch.dtype,
+        batch_size: int,
+        own_copy: torch.device | None = None,
     ):
         self._policy = policy
         self._eos = frozenset(eos_token_ids)
         self._pad = pad_token_id
         self._batch_size = batch_size
-        self._model = policy if dtype == torch.float32 else copy.deepcopy(policy).to(dtype)
+        self._model = copy.deepcopy(policy).to(own_copy, dtype) if own_copy or dtype != torch.float32 else policy
         self._keeps_logits = keeps_logits(policy)
 
     def sync(self) -> None:
@@ -40,7 +52,7 @@ class PlainEngine:
         with torch.no_grad():
             for theirs, mine in zip(self._policy.parameters(), self._model.parameters(), strict=True):
                 if theirs.requires_grad:
-                    mine.copy_(theirs)
+                    mine.copy_(whole(theirs))
 
     @torch.no_grad()
     def generate(
