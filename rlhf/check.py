@@ -26,6 +26,7 @@ from rlhf.types import DataError, Prompt, RewardFn
 Check = Callable[[Any], Finding]
 
 TEXT: tuple[Check, ...] = (
+    check_text.weights,
     check_text.pad,
     check_text.bos,
     check_text.eos,
@@ -70,7 +71,8 @@ def run(config: CheckConfig, *, load_reward: Callable[[str], RewardFn]) -> Repor
     Raises UserError for what cannot be loaded.
     """
     name, started = needed(config.model, "model", "the model to check"), time.perf_counter()
-    tokenizer, source = models.load_tokenizer(name, trusting=True), Source.read(name)
+    source = Source.read(name)
+    tokenizer = models.load_tokenizer(name, trusting=True)  # the contract is one of the checks
     reward = load_reward(config.reward) if config.reward else None
     prompts = _prompts(config, tokenizer)
     trainables: list[Trainable] = [config.trainable] if config.trainable else _all_trainables(source)

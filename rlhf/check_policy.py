@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf import models, ops, rollout, text
+from rlhf import check_causes, models, ops, rollout, text
 from rlhf.check_report import Finding, failed, noted, passed, skipped, within
-from rlhf.check_subject import MAX_TOKENS, Subject, largest, measured, run_update
+from rlhf.check_subject import MAX_TOKENS, SAMPLED_TOKENS, Subject, branch_gap, largest, measured, run_update
 from rlhf.config import LastLayers, Lora
 from rlhf.generation.plain import PlainEngine
 from rlhf.sequences import Sequences
@@ -76,16 +76,20 @@ def padding(subject: Subject) -> Finding:
         prompt_ids=F.pad(batch.prompt_ids, (7, 0), value=subject.tokenizer.eos_token_id),
         completion_ids=F.pad(batch.completion_ids, (0, 5), value=subject.tokenizer.eos_token_id),
     )
-    together = measured(subject.in_fp32, wide)
+    with torch.no_grad():
+        together = subject.in_fp32(wide)  # not measured: that would cut the padding off again
     single = measured(subject.in_fp32, batch, 1)
     gap = max(largest(together.logprobs[i, : len(row)] - row) for i, row in enumerate(alone))
-    value_gap = largest(together.values[:, : single.values.shape[1]] - single.values)
-    return within(
+    values = ops.masked(together.values[:, : batch.completion_ids.shape[1]], batch.completion_mask)
+    value_gap = largest(values - single.values)
+    if max(gap, value_gap) <= ROUNDING:
+        return passed(max(gap, value_gap), ROUNDING)
+    return failed(
+        f"logprobs differ by up to {gap:.1e} and values by up to {value_gap:.1e} between a sequence alone and the same "
+        f"sequence padded in a batch{check_causes.of_padding(subject, wide, together.logprobs)}",
+        "the model must use attention_mask and position_ids: update transformers, or set attn_implementation",
         max(gap, value_gap),
         ROUNDING,
-        cause=f"logprobs differ by up to {gap:.1e} and values by up to {value_gap:.1e} between a sequence alone and "
-        "the same sequence padded in a batch",
-        advice="the model must use attention_mask and position_ids: update transformers, or set attn_implementation",
     )
 
 
@@ -95,7 +99,7 @@ def sampler(subject: Subject) -> Finding:
     batch = Sequences.from_lists(subject.prompt_ids, [s.ids for s in drawn], pad=subject.tokenizer.pad_token_id)
     logprobs = measured(subject.model, batch.to(subject.device)).logprobs
     rows = [row[: len(s.ids)] for row, s in zip(logprobs, drawn, strict=True)]
-    difference = _difference(rows, drawn)
+    difference = check_causes.difference(rows, drawn)
     # in fp32 no single token may differ; in bf16 tokens do, by about 0.05 nats, but not on average
     gap = float(difference.abs().mean() if subject.model.dtype == torch.float32 else difference.mean().abs())
     bound = SAMPLER_BOUND[subject.model.dtype]
@@ -103,7 +107,7 @@ def sampler(subject: Subject) -> Finding:
         return passed(gap, bound)
     return failed(
         f"the sampler's logprobs differ from those of training at temperature {subject.model.temperature:g}"
-        + _explanation(subject, float(difference.abs().mean())),
+        + check_causes.of_sampler(subject, float(difference.abs().mean())),
         "use one temperature in rollout and loss, and no top-k, top-p or penalty; an engine of your own must "
         "have the policy's present weights",
         gap,
@@ -112,7 +116,9 @@ def sampler(subject: Subject) -> Finding:
 
 
 def stops(subject: Subject) -> Finding:
-    """A completion ends with the first EOS sampled, which it keeps; an EOS inside the prompt ends nothing."""
+    """A completion ends with the first EOS sampled, which it keeps, and with no other id; one in a prompt ends none."""
+    if cause := _wrong_end(subject):
+        return failed(cause, "the engine must stop at each of these ids and at no other, and keep the one that it drew")
     free = [drawn.ids for drawn in _sampled_until(subject, ())]
     end = free[0][min(2, len(free[0]) - 1)]  # whatever was drawn third plays EOS: random models hardly draw their own
     expected = [ids[: ids.index(end) + 1] if end in ids else ids for ids in free]
@@ -163,10 +169,10 @@ def eos_loss(subject: Subject) -> Finding:
 
 
 def accumulation(subject: Subject) -> Finding:
-    """Gradients of one micro-batch with all rows equal those of micro-batches with one row each, policy and value."""
+    """Gradients of one micro-batch with all rows equal those of micro-batches of 3, policy and value."""
     batch = subject.rollout
     whole = run_update(subject.in_fp32, batch, micro_batch_size=len(batch), learning_rate=0.0)
-    split = run_update(subject.in_fp32, batch, micro_batch_size=1, learning_rate=0.0)
+    split = run_update(subject.in_fp32, batch, micro_batch_size=3, learning_rate=0.0)
     gaps = {role: _relative_gap(whole, split, role) for role in ("policy.", "value.")}
     return within(
         max(gaps.values()),
@@ -213,15 +219,23 @@ def frozen(subject: Subject) -> Finding:
 
 
 def trunk(subject: Subject) -> Finding:
-    """The states that enter the lowest trained layer are bit for bit the same after an update."""
+    """The frozen trunk gives bit for bit the same states after an update, and the branch above reads nothing else."""
     gap = subject.stepped.trunk_gap
     if gap is None:
         return skipped("no layer is frozen below one that is trained")
+    if gap > 0:
+        return failed(
+            "an update changes the states of the frozen trunk, which reference, value and reward share",
+            "see `frozen`; a model whose layers share weights cannot be split: use `trainable: full` or `lora`",
+            gap,
+            0.0,
+        )
     return within(
-        gap,
-        0.0,
-        cause="an update changes the states of the frozen trunk, which reference, value and reward share",
-        advice="see `frozen`; a model whose layers share weights cannot be split: use `trainable: full` or `lora`",
+        branch_gap(subject.policy, subject.sequences),
+        ROUNDING,
+        cause="the layers above the frozen trunk read more than its output: with that alone they give other logits",
+        advice="its layers share keys or states, so its trunk cannot be computed once for policy, reference and value: "
+        "use `trainable: full` or `lora`",
     )
 
 
@@ -240,7 +254,7 @@ def reference(subject: Subject) -> Finding:
 def save(subject: Subject) -> Finding:
     """Saved and loaded, by this project (adapter merged and not) and by transformers alone, it is the same model."""
     policy, tokenizer = subject.stepped.model.policy, subject.tokenizer
-    expected, gaps = _logits(policy, subject), {}
+    expected, gaps, causes = _logits(policy, subject), {}, {}
     with tempfile.TemporaryDirectory(prefix="rlhf-check-") as temporary:
         folder = Path(temporary) / "model"
         terms = text.contract_of(
@@ -250,12 +264,13 @@ def save(subject: Subject) -> Finding:
         for how, load in _ways_to_load(folder, tokenizer).items():
             again = load().to(subject.device).eval()
             gaps[how] = largest(_logits(again, subject) - expected) / max(largest(expected), 1.0)
+            causes[how] = "" if gaps[how] <= ROUNDING else check_causes.of_loading(policy, again)
             del again
     worst = max(gaps, key=lambda how: gaps[how])
     return within(
         gaps[worst],
         ROUNDING,
-        cause=f"the model is another one after saving and loading it {worst}",
+        cause=f"the model is another one after saving and loading it {worst}{causes[worst]}",
         advice="save with models.save_model; weights that were tied, resized or merged in memory must lie in the file",
     )
 
@@ -268,55 +283,23 @@ def _unpadded_logprobs(subject: Subject) -> list[Tensor]:
     """Of each completion, by the bare model on one row of ids: no padding, no mask, no positions given."""
     return [
         ops.token_logprobs(logits[None], torch.tensor([drawn.ids], device=logits.device), temperature=1.0)[0]
-        for logits, drawn in zip(_rows_of_logits(subject, subject.ragged), subject.ragged, strict=True)
+        for logits, drawn in zip(check_causes.rows_of_logits(subject, subject.ragged), subject.ragged, strict=True)
     ]
 
 
-@torch.no_grad()
-def _rows_of_logits(subject: Subject, drawn: list[Any]) -> list[Tensor]:
-    """(T, V) logits of each completion at the training temperature."""
-    rows = []
-    for prompt, completion in zip(subject.prompt_ids, drawn, strict=True):
-        ids = torch.tensor([[*prompt, *completion.ids]], device=subject.device)
-        logits = subject.policy(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        rows.append(logits.float() / subject.model.temperature)
-    return rows
-
-
-def _difference(rows: list[Tensor], drawn: list[Any]) -> Tensor:
-    """Logprobs of the tokens drawn, less what the sampler said."""
-    return torch.cat([row.float().cpu() for row in rows]) - torch.tensor([x for d in drawn for x in d.logprobs])
-
-
-def _explanation(subject: Subject, gap: float) -> str:
-    """Which other temperature or truncation comes much nearer to the sampler's logprobs than `gap`, if one does."""
-    rows = [row * subject.model.temperature for row in _rows_of_logits(subject, subject.sampled)]
-    ways = {f"temperature {t / 20:g}": [row / (t / 20) for row in rows] for t in range(2, 41)}
-    ways |= {f"top-k {k}": [_top_k(row / subject.temperature, k) for row in rows] for k in (5, 10, 20, 40, 50, 64, 100)}
-    ways |= {f"top-p {p}": [_top_p(row / subject.temperature, p) for row in rows] for p in (0.8, 0.9, 0.95, 0.99)}
-    drawn = subject.sampled
-    gaps = {how: float(_difference(_chosen(logits, drawn), drawn).abs().mean()) for how, logits in ways.items()}
-    best = min(gaps, key=lambda how: gaps[how])
-    return f": it sampled with {best}" if gaps[best] < gap / 3 else ""
-
-
-def _chosen(rows: list[Tensor], drawn: list[Any]) -> list[Tensor]:
-    """Logprobs of the tokens drawn; a token that could not have been is 100 nats off."""
-    return [
-        row.log_softmax(-1).gather(1, torch.tensor(d.ids, device=row.device)[:, None])[:, 0].clamp(min=-100)
-        for row, d in zip(rows, drawn, strict=True)
-    ]
-
-
-def _top_k(logits: Tensor, k: int) -> Tensor:
-    least = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
-    return logits.masked_fill(logits < least, float("-inf"))
-
-
-def _top_p(logits: Tensor, p: float) -> Tensor:
-    ordered, order = logits.sort(descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    return logits.masked_fill((before >= p).gather(1, order.argsort()), float("-inf"))
+def _wrong_end(subject: Subject) -> str:
+    """How a completion of the subject's own engine ended, if not as it should."""
+    ends = subject.eos_token_ids
+    for number, drawn in enumerate(subject.sampled, 1):
+        early = next((i for i in drawn.ids[:-1] if i in ends), None)
+        if early is not None:
+            return f"completion {number} goes on after EOS ({early}): generation stops at another id than {list(ends)}"
+        if not drawn.ids or (len(drawn.ids) < SAMPLED_TOKENS and drawn.ids[-1] not in ends):
+            last = f"after {drawn.ids[-1]}, which is no EOS {list(ends)}" if drawn.ids else "before its first token"
+            return f"completion {number} stops {last}"
+        if drawn.finished != (drawn.ids[-1] in ends):
+            return f"completion {number} ends with {drawn.ids[-1]}, yet the engine says finished: {drawn.finished}"
+    return ""
 
 
 def _sampled_until(subject: Subject, ends: tuple[int, ...]) -> list[Any]:
@@ -337,8 +320,8 @@ def _sampled_until(subject: Subject, ends: tuple[int, ...]) -> list[Any]:
 def _relative_gap(one: dict[str, Tensor], other: dict[str, Tensor], role: str) -> float:
     """Length of the difference of two gradients, over the length of the first; NaN where there is none."""
     names = [name for name in one if name.startswith(role)]
-    squares = sum(float((one[name] - other[name]).double().square().sum()) for name in names)
-    length = sum(float(one[name].double().square().sum()) for name in names)
+    squares = sum(float((one[name] - other[name]).norm(dtype=torch.float64)) ** 2 for name in names)
+    length = sum(float(one[name].norm(dtype=torch.float64)) ** 2 for name in names)
     return (squares / length) ** 0.5 if length > 0 else float("nan")
 
 

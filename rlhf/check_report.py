@@ -12,6 +12,8 @@ Status = Literal["pass", "note", "fail", "skip"]
 """`note`: found in the source, but mended or ignored by this project, or harmless here. Only `fail` fails."""
 
 COLOURS = {"pass": "green", "note": "yellow", "fail": "bold red", "skip": "dim"}
+WIDE = 110
+"""Columns of a terminal in which the table also says what must hold."""
 WORSE = ("skip", "pass", "note", "fail")
 
 
@@ -105,23 +107,30 @@ class Report:
 
     def print(self, console: Any) -> None:
         """Write table, causes with advice, and verdict to a rich console."""
-        console.print(self._table())
+        console.print(self._table(wide=console.width >= WIDE))
         for cause, advice, status, names in _explained(self.results):
             console.print(f"[{COLOURS[status]}]{status}[/] [bold]{names}[/]:", _safe(cause), soft_wrap=True)
             console.print("     ", _safe(advice), soft_wrap=True)
         console.print(f"[{'green' if self.passed else 'bold red'}]{_safe(self.verdict)}[/]", soft_wrap=True)
 
-    def _table(self) -> Any:
+    def _table(self, *, wide: bool) -> Any:
+        """A line for each check; what must hold is said where there is room for it."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         title = f"{self.model}, computed in {self.precision}, {self.seconds:.0f} s"
-        table = Table("check", "what must hold", "trainable", "result", "measured", "bound", title=_safe(title))
+        table = Table(title=_safe(title), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        for name in ("check", "result", "trainable", "measured", "must be"):
+            table.add_column(name, no_wrap=name in ("check", "result"))
+        if wide:
+            table.add_column("what must hold")
+        everywhere = {result.trainable for result in self.results if result.trainable}
         for group in _grouped(self.results):
             worst = max(group, key=lambda result: _size(result.finding.measured))
-            found, trainables = worst.finding, ", ".join(result.trainable or "" for result in group)
+            found = worst.finding
             result = f"[{COLOURS[found.status]}]{found.status}[/]"
-            shown = (_number(found.measured), _number(found.bound, "<= "))
-            table.add_row(worst.check, _safe(worst.title), trainables, result, *map(_safe, shown))
+            shown = (_trainables(group, everywhere), _number(found.measured), _number(found.bound, "<= "))
+            table.add_row(worst.check, result, *map(_safe, shown), *([_safe(worst.title)] if wide else []))
         return table
 
 
@@ -149,14 +158,27 @@ def _grouped(results: Iterable[Result]) -> list[list[Result]]:
 
 def _explained(results: Iterable[Result]) -> list[tuple[str, str, Status, str]]:
     """Every cause once, failures last, with the checks that found it."""
-    found: dict[tuple[str, str, Status], list[str]] = {}
+    results = list(results)
+    found: dict[tuple[str, str, Status], dict[str, list[Result]]] = {}
     for result in results:
         finding = result.finding
         if finding.status in ("note", "fail"):
-            name = f"{result.check} ({result.trainable})" if result.trainable else result.check
-            found.setdefault((finding.cause, finding.advice, finding.status), []).append(name)
+            checks = found.setdefault((finding.cause, finding.advice, finding.status), {})
+            checks.setdefault(result.check, []).append(result)
+    everywhere = {result.trainable for result in results if result.trainable}
     causes = sorted(found, key=lambda key: WORSE.index(key[2]))
-    return [(*key, ", ".join(found[key])) for key in causes]
+    return [(*key, ", ".join(_where(*item, everywhere) for item in found[key].items())) for key in causes]
+
+
+def _where(check: str, group: list[Result], everywhere: set[str]) -> str:
+    trainables = _trainables(group, everywhere)
+    return f"{check} ({trainables})" if trainables else check
+
+
+def _trainables(group: list[Result], everywhere: set[str]) -> str:
+    """Those that a row speaks of: "each of 4" where it is all of them."""
+    names = [result.trainable for result in group if result.trainable]
+    return f"each of {len(names)}" if len(names) == len(everywhere) > 1 else ", ".join(names)
 
 
 def _size(measured: float | str) -> float:

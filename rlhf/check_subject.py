@@ -22,7 +22,7 @@ from rlhf.learner import Learner
 from rlhf.model_files import base_of, has_tokenizer, local_source
 from rlhf.rollout import Rollout, Shaping
 from rlhf.sequences import Sequences
-from rlhf.types import Prompt, RewardFn
+from rlhf.types import Prompt, RewardFn, UserError
 from rlhf.update import UpdateSettings, update
 
 MAX_TOKENS = 6
@@ -51,12 +51,30 @@ class Source:
 
         folder = local_source(name)
         base = base_of(folder)
+        tokenizers = folder if has_tokenizer(folder) else base
+        if base.is_dir() and not (base / "config.json").is_file():
+            raise UserError(f"{base} has no config.json, so it is no model: give the folder that save_pretrained wrote")
+        if tokenizers.is_dir() and not has_tokenizer(tokenizers):
+            raise UserError(f"{tokenizers} has no tokenizer: save it beside the model with tokenizer.save_pretrained")
         try:
             generation = GenerationConfig.from_pretrained(str(base)).to_diff_dict()
         except OSError:
             generation = {}
-        tokenizer = AutoTokenizer.from_pretrained(str(folder if has_tokenizer(folder) else base))
-        return Source(folder, tokenizer, generation, AutoConfig.from_pretrained(str(base)))
+        try:
+            tokenizer, config = (
+                kind.from_pretrained(str(at)) for kind, at in ((AutoTokenizer, tokenizers), (AutoConfig, base))
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name} cannot be read as a model: {str(error).splitlines()[0]}") from error
+        return Source(folder, tokenizer, generation, config)
+
+    def missing_weights(self) -> list[str]:
+        """Names of the model's weights that its files do not hold."""
+        from transformers import AutoModelForCausalLM
+
+        load: Any = AutoModelForCausalLM.from_pretrained  # its return type does not know of loading info
+        _, found = load(str(base_of(self.folder)), output_loading_info=True)
+        return sorted(found["missing_keys"])
 
 
 @runtime_checkable
@@ -205,13 +223,13 @@ class GradientReader(Learner):
     def __init__(self, model: ActorCritic, *, learning_rate: float):
         rates = {"learning_rate": learning_rate, "value_learning_rate": learning_rate, "schedule": "constant"}
         super().__init__(model, **rates, steps=1, accelerator=Accelerator(mixed_precision="no"))
+        self._named = dict(model.named_parameters())
         if not learning_rate:
             self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # AdamW would fill two more copies
 
     def after_optimizer_step(self) -> None:
         """Called after the step and before the gradients are cleared."""
-        named = self.forward.named_parameters()  # of the module itself: there is one process
-        self.gradients = {name: w.grad.detach().clone() for name, w in named if w.grad is not None}
+        self.gradients = {name: w.grad.detach().clone() for name, w in self._named.items() if w.grad is not None}
 
 
 def _alternating(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
@@ -281,14 +299,38 @@ def run_update(
 
 def trunk_states(policy: Any, batch: Sequences) -> Tensor | None:
     """What enters the lowest trained layer, or the head where no layer is trained; None where nothing lies below."""
+    inner, layers, depth = _trunk_of(policy)
+    if depth == 0:
+        return None
+    return _entering(layers[depth] if depth < len(layers) else inner.get_output_embeddings(), inner, batch)
+
+
+@torch.no_grad()
+def branch_gap(policy: Any, batch: Sequences) -> float:
+    """Largest change of a logit when the frozen layers hand on the output of their highest one instead of computing."""
+    inner, layers, depth = _trunk_of(policy)
+    inputs, reached = batch.model_inputs(), []
+    hook = layers[depth - 1].register_forward_hook(lambda _, __, output: reached.append(output))
+    whole = inner(**inputs, use_cache=False).logits
+    hook.remove()
+    for layer in layers[:depth]:
+        layer.forward = lambda *_, **__: reached[0]
+    try:
+        branch = inner(**inputs, use_cache=False).logits
+    finally:
+        for layer in layers[:depth]:
+            del layer.forward  # the class's own shows again
+    return largest((branch - whole)[inputs["attention_mask"].bool()])
+
+
+def _trunk_of(policy: Any) -> tuple[Any, Any, int]:
+    """The bare model, its layers, and how many of them are frozen below all that is trained."""
     inner = policy.get_base_model() if hasattr(policy, "peft_config") else policy
-    if any(weight.requires_grad for weight in inner.get_input_embeddings().parameters()):
-        return None
     _, layers = models.layers_of(inner)
-    trained = [layer for layer in layers if any(weight.requires_grad for weight in layer.parameters())]
-    if layers[0] in trained:
-        return None
-    return _entering(trained[0] if trained else inner.get_output_embeddings(), inner, batch)
+    trained = [any(weight.requires_grad for weight in layer.parameters()) for layer in layers]
+    if any(weight.requires_grad for weight in inner.get_input_embeddings().parameters()):
+        return inner, layers, 0
+    return inner, layers, trained.index(True) if True in trained else len(layers)
 
 
 @torch.no_grad()

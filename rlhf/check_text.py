@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf import contract as contracts
 from rlhf import text
-from rlhf.check_report import Finding, failed, noted, passed, skipped
+from rlhf.check_report import Finding, failed, noted, passed, skipped, within
 from rlhf.check_subject import COMPLETIONS, Subject, TrainedReward
 from rlhf.contract import Contract, check_same_template
 from rlhf.model_files import token_ids
@@ -33,7 +33,23 @@ TRUNCATING = {
     "forced_eos_token_id": (None,),
 }
 """Settings of a generation config that change the sampled distribution, with the values that do not."""
+OTHER_TEXT = "go back to the tokenizer of SFT, or train again from SFT with this one"
+"""What to do about a broken contract."""
 CONVERSATION: Prompt = [{"role": "user", "content": "Name a colour, please."}]
+
+
+def weights(subject: Subject) -> Finding:
+    """Every weight of the model lies in its files: transformers draws a missing one at random, without an error."""
+    if subject.source is None:
+        return skipped("the model was given in memory")
+    missing = subject.source.missing_weights()
+    return within(
+        len(missing),
+        0,
+        cause=f"{missing[0] if missing else ''} is not in the model's files ({len(missing)} such weights): "
+        "transformers draws them at random, anew each time",
+        advice="save the whole model again, or fetch its files again",
+    )
 
 
 def pad(subject: Subject) -> Finding:
@@ -70,7 +86,7 @@ def bos(subject: Subject) -> Finding:
             else "a prompt starts without BOS, although the tokenizer adds one",
             "take all but one bos_token out of the chat template",
             max(counts),
-            f"== {wanted}",
+            "== 1" if wanted else "<= 1",
         )
     doubled = [_leading(tokenizer(_rendered(tokenizer, p)).input_ids, token) for p in _prompts(tokenizer)]
     if max(doubled) > 1:
@@ -80,7 +96,7 @@ def bos(subject: Subject) -> Finding:
             "tokenizer(rendered) needs add_special_tokens=False",
             max(doubled),
         )
-    return passed(max(counts), f"== {wanted}")
+    return passed(max(counts), "== 1" if wanted else "<= 1")
 
 
 def template(subject: Subject) -> Finding:
@@ -165,9 +181,8 @@ def contract(subject: Subject) -> Finding:
     """Tokenizer and template are those of training, and the reward model reads the policy's text as it was written."""
     mine = _contract(subject.tokenizer, subject.eos_token_ids)
     written = contracts.load(subject.source.folder) if subject.source else None
-    advice = "go back to the tokenizer of SFT, or train again from SFT with this one"
     if written and written.tokenizer_hash != mine.tokenizer_hash:
-        return failed("the tokenizer is another one than when contract.json was written", advice)
+        return failed("the tokenizer is another one than when contract.json was written", OTHER_TEXT)
     try:
         if written:
             check_same_template(written, mine, mine_name="contract.json", theirs_name="the tokenizer's files")
@@ -175,7 +190,7 @@ def contract(subject: Subject) -> Finding:
             theirs = subject.reward.contract or _contract(subject.reward.tokenizer, ())
             check_same_template(mine, theirs, mine_name="the policy", theirs_name="the reward model")
     except ContractError as error:
-        return failed(str(error), advice)
+        return failed(str(error), OTHER_TEXT)
     return passed("the same", "the same")
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from rlhf import config
@@ -148,12 +149,15 @@ def _check(arguments: list[str]) -> int:
     from rlhf import settings
 
     parsed, _ = settings.parse(config.CheckConfig, _spelt_out(arguments, "--json"), command="check")
+    from rlhf.memory import keep_freed_memory
     from rlhf.progress import quiet
 
     quiet()
+    keep_freed_memory()
     from rlhf import check
 
-    report = check.run(parsed, load_reward=_reward_as_it_is)
+    with redirect_stdout(sys.stderr):  # what a reward of the user's own prints is no part of the answer
+        report = check.run(parsed, load_reward=_reward_as_it_is)
     if parsed.json:
         print(report.to_json())
     else:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from reward_models.model import RewardModel
@@ -85,6 +89,15 @@ def test_sound_models_pass_for_each_trainable(name: str, tmp_path: Path) -> None
     assert [result.check for result in report.of("note")] == (["dropout"] * 4 if name == "gpt2" else [])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma2"])
+def test_sound_models_pass_with_a_reward_model(name: str, tmp_path: Path) -> None:
+    folder, reward = reward_of(name, tmp_path)
+    report = run(folder, reward=str(reward))
+    assert report.passed, report.verdict
+    ran = {result.check for result in report.results if result.finding.status != "skip"}
+    assert {f"reward_{each.__name__}" for each in check.REWARD} <= ran
+
+
 def test_bf16_passes_and_says_so(tmp_path: Path) -> None:
     folder = saved("llama", tmp_path / "llama", make_tokenizer())
     report = check.run(CheckConfig(model=str(folder), trainable="lora", precision="bf16"), load_reward=no_reward)
@@ -92,18 +105,23 @@ def test_bf16_passes_and_says_so(tmp_path: Path) -> None:
     assert finding(report, "sampler", "pass").bound == 2e-2
 
 
+def reward_of(name: str, root: Path) -> tuple[Path, Path]:
+    """A tiny policy and a trained-looking reward model on it."""
+    tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)
+    policy = saved(name, root / "policy", tokenizer)
+    classifier = models.load_classifier(str(policy), models.load_tokenizer(str(policy)))
+    classifier.config.score_mean, classifier.config.score_std = 0.5, 2.0
+    return policy, tiny.save(classifier, tokenizer, root / "reward")
+
+
 @pytest.fixture(scope="module")
 def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained-looking reward model on the tiny Llama. Do not write into it."""
-    root, tokenizer = tmp_path_factory.mktemp("reward"), make_tokenizer(chat_template=CHAT_TEMPLATE)
-    policy = saved("llama", root / "policy", tokenizer)
-    classifier = models.load_classifier(str(policy), models.load_tokenizer(str(policy)))
-    classifier.config.score_mean, classifier.config.score_std = 0.5, 2.0
-    return tiny.save(classifier, tokenizer, root / "reward")
+    return reward_of("llama", tmp_path_factory.mktemp("reward"))[1]
 
 
-def test_a_sound_reward_model_passes(reward_folder: Path) -> None:
-    report = run(reward_folder.parent / "policy", reward=str(reward_folder))
+def test_a_sound_reward_model_passes_for_each_trainable(reward_folder: Path) -> None:
+    report = run(reward_folder.parent / "policy", None, reward=str(reward_folder))
     assert report.passed, report.verdict
     assert {f"reward_{each.__name__}" for each in check.REWARD} <= {result.check for result in report.results}
     assert not [r for r in report.of("skip") if r.check.startswith("reward")]
@@ -183,6 +201,21 @@ def test_an_eos_lost_from_the_generation_config_is_named(tmp_path: Path) -> None
     assert "names [7] as EOS" in finding(report, "eos", "fail").cause
 
 
+def test_a_weight_missing_from_the_file_is_named(tmp_path: Path) -> None:
+    folder = saved("llama", tmp_path / "model", make_tokenizer())
+    lost = "model.layers.1.mlp.down_proj.weight"
+    without(folder, lost)
+    found = finding(run(folder), "weights", "fail")
+    assert found.cause.startswith(f"{lost} is not in the model's files (1 such")
+
+
+def without(folder: Path, name: str) -> None:
+    """Take one weight out of a model's file."""
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 # ---------------------------------------------------------------- faults of sampling and training
 
 
@@ -252,6 +285,16 @@ def test_positions_trained_below_the_trunk_are_named(
     assert "the states of the frozen trunk" in finding(report, "trunk", "fail").cause
 
 
+def test_a_branch_that_reads_past_its_trunk_is_named(
+    policy: Callable[..., Any], examined: Callable[..., Report]
+) -> None:
+    loaded, lowest = policy("llama", LastLayers(1)), {}
+    loaded.model.layers[0].register_forward_hook(lambda _, __, output: lowest.update(states=output))
+    loaded.model.layers[2].register_forward_pre_hook(lambda _, args: (args[0] + lowest["states"], *args[1:]))
+    found = finding(examined("llama", LastLayers(1), loaded=loaded), "trunk", "fail")
+    assert "read more than its output" in found.cause
+
+
 class TwoAdapters(ActorCritic):
     """Policy and value as adapters of one base, switched between the forwards and before the joint backward."""
 
@@ -292,7 +335,22 @@ def test_a_forward_without_attention_mask_is_named(
         return inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
 
     monkeypatch.setattr(Sequences, "model_inputs", wrong)
-    assert "padded in a batch" in finding(examined("llama", "head"), "padding", "fail").cause
+    found = finding(examined("llama", "head"), "padding", "fail")
+    assert found.cause.endswith("padded in a batch, just as if attention_mask were left out")
+
+
+def test_positions_that_count_the_padding_are_named(
+    monkeypatch: pytest.MonkeyPatch, examined: Callable[..., Report]
+) -> None:
+    right = Sequences.model_inputs
+
+    def wrong(self: Sequences) -> dict[str, torch.Tensor]:
+        inputs = right(self)
+        return inputs | {"position_ids": torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"])}
+
+    monkeypatch.setattr(Sequences, "model_inputs", wrong)
+    found = finding(examined("gpt2", "head"), "padding", "fail")  # GPT-2's positions are absolute
+    assert found.cause.endswith("padded in a batch, just as if position_ids counted the padding on the left")
 
 
 def test_a_mask_that_forgets_eos_is_named(monkeypatch: pytest.MonkeyPatch, examined: Callable[..., Report]) -> None:
@@ -317,6 +375,28 @@ def test_an_engine_that_drops_eos_is_named(monkeypatch: pytest.MonkeyPatch, exam
     assert "as EOS, prompt 1 gave" in finding(examined("llama", "head"), "stops", "fail").cause
 
 
+class EndsElsewhere(PlainEngine):
+    """An engine that ends a completion at ids of its own."""
+
+    def __init__(self, policy: Any, ends: set[int]):
+        super().__init__(policy, eos_token_ids=tuple(ends), pad_token_id=0, dtype=torch.float32, batch_size=8)
+
+
+def test_an_end_at_another_id_is_named(policy: Callable[..., Any], examined: Callable[..., Report]) -> None:
+    loaded = policy("llama", "head")
+    every_other = EndsElsewhere(loaded, set(range(2, 384)))
+    found = finding(examined("llama", "head", loaded=loaded, engine=every_other), "stops", "fail")
+    assert re.fullmatch(r"completion 1 stops after \d+, which is no EOS \[1\]", found.cause)
+
+
+def test_an_eos_that_ends_nothing_is_named(policy: Callable[..., Any], examined: Callable[..., Report]) -> None:
+    loaded = policy("llama", "head")
+    loaded.generation_config.eos_token_id = list(range(1, 384))  # whatever is drawn is EOS
+    found = finding(examined("llama", "head", loaded=loaded, engine=EndsElsewhere(loaded, set())), "stops", "fail")
+    assert "completion 1 goes on after EOS" in found.cause
+    assert "generation stops at another id" in found.cause
+
+
 def test_a_reference_that_follows_is_named(monkeypatch: pytest.MonkeyPatch, examined: Callable[..., Report]) -> None:
     monkeypatch.setattr(models, "frozen_copy", lambda model: model)
     assert "moved with it" in finding(examined("llama"), "reference", "fail").cause
@@ -333,6 +413,18 @@ def test_a_lost_adapter_is_named(monkeypatch: pytest.MonkeyPatch, examined: Call
     assert "another one after saving" in found.cause
 
 
+def test_a_weight_lost_in_saving_is_named(monkeypatch: pytest.MonkeyPatch, examined: Callable[..., Report]) -> None:
+    right, lost = models.save_model, "model.layers.2.self_attn.o_proj.weight"
+
+    def wrong(model: Any, tokenizer: Any, folder: Path, **more: Any) -> None:
+        right(model, tokenizer, folder, **more)
+        without(folder, lost)
+
+    monkeypatch.setattr(models, "save_model", wrong)
+    found = finding(examined("llama", "full"), "save", "fail")
+    assert found.cause.endswith(f": {lost} is another (1 such weights in all)")
+
+
 # ---------------------------------------------------------------- faults of the reward
 
 
@@ -341,9 +433,7 @@ def test_a_head_missing_from_the_file_is_named(reward_folder: Path, tmp_path: Pa
     folder.mkdir()
     for file in reward_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    weights = load_file(folder / "model.safetensors")
-    del weights["score.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    without(folder, "score.weight")
     report = run(reward_folder.parent / "policy", reward=str(folder))
     assert "score.weight is not in the model's file" in finding(report, "reward_head", "fail").cause
     assert not report.passed
@@ -438,13 +528,60 @@ def test_exit_status_and_json(
         ([], "the model to check is not given: pass --model"),
         (["--model", "./nowhere"], "the model folder ./nowhere does not exist"),
         (["--model", "x", "--jsn"], "did you mean --json?"),
+        (["--model", "EMPTY"], "EMPTY has no config.json, so it is no model"),
+        (["--model", "NO_TOKENIZER"], "NO_TOKENIZER has no tokenizer: save it beside the model"),
+        (["--model", "BROKEN"], "BROKEN cannot be read as a model: It looks like the config file"),
     ],
 )
 def test_what_the_user_can_mend_is_status_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "EMPTY", tmp_path / "NO_TOKENIZER", tmp_path / "BROKEN"):
+        folder.mkdir()
+    (tmp_path / "NO_TOKENIZER" / "config.json").write_text('{"model_type": "llama"}')
+    make_tokenizer().save_pretrained(tmp_path / "BROKEN")
+    (tmp_path / "BROKEN" / "config.json").write_text("{")
     assert cli.main(["check", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_json_stands_alone_on_stdout(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loud.py").write_text(
+        "def score(prompts, completions):\n    print('hi')\n    return [*map(len, completions)]"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = ["--model", str(tiny_model_folder), "--trainable", "head"]
+    assert cli.main(["check", *model, "--reward", "loud:score", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["passed"] is True
+    assert "hi" in shown.err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(width: int, examined: Callable[..., Report]) -> None:
+    console = Console(width=width, file=io.StringIO())
+    results = examined("gpt2", "lora", reward=lambda prompts, completions: [1.0 for _ in completions]).results
+    everywhere = [replace(r, trainable=each) for r in results if r.trainable for each in ("full", "lora", "head")]
+    once = [r for r in results if not r.trainable]
+    Report("m", None, "fp32", (*once, *everywhere), 1.0).print(console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    end = next(i for i, line in enumerate(lines) if line.startswith("note "))
+    table, after = lines[:end], "\n".join(lines[end:])
+    assert max(map(len, table)) <= width
+    assert len(table) == 34 if width == 80 else len(table) > 40
+    assert any("what must hold" in line for line in table) == (width == 120)
+    assert any(re.match(r" ratio +pass +each of 3 +\d", line) for line in table)
+    assert "dropout (each of 3): the config sets dropout" in after
+    assert after.splitlines()[-1].startswith("FAIL: 1 of ")
+    assert "\x1b" not in after
 
 
 def test_a_language_model_is_no_reward(tiny_model_folder: Path) -> None:
