@@ -22,6 +22,7 @@ from rlhf import checkpoint, models
 from rlhf.checkpoint import Checkpoint
 from rlhf.config import RewardConfig
 from rlhf.sequences import pad_rows
+from rlhf.trunk import StateFile
 from rlhf.types import UserError
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -43,8 +44,18 @@ class Step:
 class Learner:
     """A classifier with its optimiser and schedule. Dropout stays off: the same text always has the same score."""
 
-    def __init__(self, config: RewardConfig, classifier: Any, rankings: Sequence[EncodedRanking], *, pad: int) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        classifier: Any,
+        rankings: Sequence[EncodedRanking],
+        *,
+        pad: int,
+        states: StateFile | None = None,
+    ) -> None:
+        """`states`: what the frozen lower layers make of every row that will be seen, where they are frozen."""
         self.config, self.classifier, self.rankings, self.pad = config, classifier.eval(), rankings, pad
+        self.states = states
         self.dtype = models.compute_dtype(config.precision, next(classifier.parameters()).device)
         self.objective = objective(config, rankings)
         self.weights = models.trainable_parameters(classifier)
@@ -65,7 +76,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(batch), self.config.micro_batch_size):
             part = batch[start : start + self.config.micro_batch_size]
-            scores, ranks = ranked_scores(self.classifier, part, pad=self.pad, dtype=self.dtype)
+            scores, ranks = ranked_scores(self.classifier, part, pad=self.pad, dtype=self.dtype, states=self.states)
             losses = self.objective(scores, ranks)
             (losses.sum() / len(batch)).backward()
             total += losses.sum().item()
@@ -105,7 +116,15 @@ class Learner:
 
     def scores(self, rows: Sequence[Sequence[int]], on_progress: OnProgress = ignore) -> Tensor:
         """(N,) raw scores."""
-        return scores_of(self.classifier, rows, pad=self.pad, dtype=self.dtype, batch_size=32, on_progress=on_progress)
+        return scores_of(
+            self.classifier,
+            rows,
+            pad=self.pad,
+            dtype=self.dtype,
+            batch_size=32,
+            on_progress=on_progress,
+            states=self.states,
+        )
 
     def loss(self, held_out: Sequence[Scored]) -> float:
         """Mean objective of rankings that were scored."""
@@ -144,10 +163,16 @@ def objective(config: RewardConfig, rankings: Sequence[EncodedRanking]) -> Objec
 
 
 def ranked_scores(
-    classifier: Any, batch: Sequence[EncodedRanking], *, pad: int, dtype: torch.dtype
+    classifier: Any,
+    batch: Sequence[EncodedRanking],
+    *,
+    pad: int,
+    dtype: torch.dtype,
+    states: StateFile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores and ranks (B, K) of the ranked completions; rank 0 fills rankings of fewer."""
-    flat = sequence_scores(classifier, [e.rows[i] for e in batch for i in e.ranked], pad=pad, dtype=dtype)
+    rows = [e.rows[i] for e in batch for i in e.ranked]
+    flat = sequence_scores(classifier, rows, pad=pad, dtype=dtype, states=states)
     scores = pad_sequence(list(flat.split([len(e.ranked) for e in batch])), batch_first=True)
     ranks = pad_rows([[e.ranking.ranks[i] or 0 for i in e.ranked] for e in batch], pad=0, side="right")
     return scores, ranks.to(scores.device)

@@ -8,6 +8,7 @@ completion that was cut off at the token limit: whether a completion ended by it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ from rlhf.model_files import is_classifier, local_source
 from rlhf.models import autocast, compute_dtype, device, load_classifier, load_tokenizer
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.text import encode_completion, encode_prompt
+from rlhf.trunk import StateFile
 from rlhf.types import ContractError, DataError, Prompt
 
 OnProgress = Callable[[int], None]
+
+
+GROUP = 16
+"""Rows padded to one length: the completions of a ranking differ in theirs, and padding costs as much as text."""
 
 
 def ignore(_: int) -> None:
@@ -88,22 +94,36 @@ class RewardModel:
             check_same_template(self.contract, policy, mine_name="the reward model", theirs_name=name)
 
 
-def sequence_scores(classifier: Any, rows: Sequence[Sequence[int]], *, pad: int, dtype: torch.dtype) -> Tensor:
+def sequence_scores(
+    classifier: Any, rows: Sequence[Sequence[int]], *, pad: int, dtype: torch.dtype, states: StateFile | None = None
+) -> Tensor:
     """(B,) scores at each row's last token, fp32, with gradient where weights are trained.
 
     Equal to what the classifier itself returns, but the head is computed at that one position and in fp32 always: in
-    bf16, scores near 4 would come in steps of 1/64, and completions that differ by less would be tied.
+    bf16, scores near 4 would come in steps of 1/64, and completions that differ by less would be tied. Where `states`
+    holds what the frozen lower layers make of these rows, those do not run.
     """
     whole = unwrapped(classifier)
+    where = _device_of(whole)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    with autocast(where, dtype):
+        last = torch.cat(
+            [_last_hidden(whole, [rows[i] for i in part], pad, states) for part in _chunks(by_length, GROUP)]
+        )
+    with torch.autocast(where.type, enabled=False):
+        scores = whole.score(last.float()).squeeze(-1)
+    return scores[torch.tensor(by_length, device=where).argsort()]
+
+
+def _last_hidden(whole: Any, rows: Sequence[Sequence[int]], pad: int, states: StateFile | None) -> Tensor:
+    """(B, D) the hidden state at each row's last token."""
     where = _device_of(whole)
     lengths = torch.tensor([len(row) for row in rows], device=where)
     ids = pad_rows(rows, pad=pad, side="right").to(where)
     mask = length_mask(lengths, ids.shape[1]).long()
-    with autocast(where, dtype):
+    with states.handing_on(whole, rows) if states else nullcontext():
         hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    last = hidden[torch.arange(len(rows), device=where), lengths - 1]
-    with torch.autocast(where.type, enabled=False):
-        return whole.score(last.float()).squeeze(-1)
+    return hidden[torch.arange(len(rows), device=where), lengths - 1]
 
 
 @torch.no_grad()
@@ -115,6 +135,7 @@ def scores_of(
     dtype: torch.dtype,
     batch_size: int,
     on_progress: OnProgress = ignore,
+    states: StateFile | None = None,
 ) -> Tensor:
     """(N,) scores of any number of rows, in the order given, on the CPU; rows of like length are forwarded together.
 
@@ -122,7 +143,8 @@ def scores_of(
     """
     scores = torch.empty(len(rows))
     for chunk in _chunks(sorted(range(len(rows)), key=lambda i: len(rows[i])), batch_size):
-        scores[chunk] = sequence_scores(classifier, [rows[i] for i in chunk], pad=pad, dtype=dtype).cpu()
+        part = [rows[i] for i in chunk]
+        scores[chunk] = sequence_scores(classifier, part, pad=pad, dtype=dtype, states=states).cpu()
         on_progress(len(chunk))
     return scores
 

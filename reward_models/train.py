@@ -26,6 +26,7 @@ from rlhf.config import RewardConfig
 from rlhf.contract import digest
 from rlhf.progress import progress, say
 from rlhf.tracking import Tracker
+from rlhf.trunk import StateFile, Trunk
 from rlhf.types import Ranking, prompt_text
 
 EVALUATIONS = 3
@@ -74,7 +75,9 @@ def train(config: RewardConfig, *, classifier: Any, tokenizer: Any, rankings: Se
     _say_what_is_used(preferences)
     longest = max(len(row) for each in (*preferences.train, *preferences.held_out) for row in each.rows)
     models.check_context(classifier, longest, "the longest prompt with its completion")
-    learner = Learner(config, classifier.to(models.device()), preferences.train, pad=tokenizer.pad_token_id)
+    classifier.to(models.device())
+    states = _trunk_states(config, classifier, preferences)
+    learner = Learner(config, classifier, preferences.train, pad=tokenizer.pad_token_id, states=states)
     checkpoints, mark = Path(config.output) / "checkpoints", _fingerprint(config, preferences)
     saved = _resumable(checkpoints, mark)
     if saved:
@@ -89,7 +92,19 @@ def train(config: RewardConfig, *, classifier: Any, tokenizer: Any, rankings: Se
         seconds = _fit(learner, preferences.held_out, tracker, checkpoints, start=saved.step if saved else 0, mark=mark)
         result = _finish(learner, preferences, tokenizer, tracker, seconds)
     shutil.rmtree(checkpoints, ignore_errors=True)  # the model is on disk now
+    if states:
+        states.remove()
     return result
+
+
+def _trunk_states(config: RewardConfig, classifier: Any, preferences: Preferences) -> StateFile | None:
+    """What the frozen lower layers make of every row, computed once for all epochs and measurements."""
+    trunk = Trunk.of(classifier, models.compute_dtype(config.precision, models.device()))
+    if trunk is None:
+        return None
+    rows = distinct_rows([*preferences.train, *preferences.held_out])
+    with progress("reward, frozen layers", total=len(rows)) as bar:
+        return StateFile(Path(config.output) / "trunk_states.bin", trunk, rows, on_progress=bar.advance)
 
 
 def _fit(

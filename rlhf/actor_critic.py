@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import ops
+from rlhf.lm_head import LMHead
 from rlhf.models import autocast, keeps_logits
 from rlhf.sequences import Sequences
+from rlhf.sharding import is_sharded
+from rlhf.trunk import Trunk
 
 
 class TokenOutputs(NamedTuple):
@@ -38,27 +41,57 @@ class TokenModel(Protocol):
 class ActorCritic(nn.Module):
     """A causal language model with a value head, a separate value model, or no value at all (the reference)."""
 
-    def __init__(self, policy: Any, value: ValueHead | ValueModel | None, *, temperature: float, dtype: torch.dtype):
+    def __init__(
+        self,
+        policy: Any,
+        value: ValueHead | ValueModel | None,
+        *,
+        temperature: float,
+        dtype: torch.dtype,
+        trunk: Trunk | None = None,
+    ):
         super().__init__()
         self.policy = policy
         self.value = value
         self.temperature = temperature
         self.dtype = dtype
+        self.trunk = trunk
+        self._head = LMHead.of(policy)
         self.eval()
 
     def forward(self, batch: Sequences, *, train_policy: bool = True) -> TokenOutputs:
         """Logprobs, entropy and values of the completion's tokens.
 
-        With `train_policy=False` no gradient flows into the policy or its trunk: the warm-up of a new value head.
+        The frozen lower layers are not run where the batch brings their states. With `train_policy=False` no gradient
+        flows into the policy or its trunk: the warm-up of a new value head.
         """
-        width = batch.completion_ids.shape[1]
         inputs = batch.model_inputs()
-        with nullcontext() if train_policy else torch.no_grad(), autocast(inputs["input_ids"].device, self.dtype):
-            logits, hidden = _logits_and_hidden(self.policy, inputs, width)
+        with (
+            nullcontext() if train_policy else torch.no_grad(),
+            autocast(inputs["input_ids"].device, self.dtype),
+            self.trunk.handing_on(self.policy, batch.trunk_states) if self.trunk else nullcontext(),
+        ):
+            # sharded weights are whole only inside the forward pass of the module that was sharded
+            fuses = self._head is not None and not is_sharded(self._head.linear.weight)
+            logprobs, entropy, hidden = (self._fused if fuses else self._whole)(batch, inputs)
+        return TokenOutputs(logprobs, entropy, self._values(hidden, inputs, logprobs))
+
+    def _fused(self, batch: Sequences, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logprobs (B, T), entropy (B, T) and last hidden states (B, T, D); the LM head runs on real tokens only."""
+        assert self._head is not None
+        mask, tokens = batch.completion_mask, batch.completion_ids
+        hidden = self._head.decoder(**inputs, use_cache=False).last_hidden_state[:, -tokens.shape[1] :]
+        logprobs, entropy = self._head(hidden[mask], tokens[mask], temperature=self.temperature, dtype=self.dtype)
+        empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
+        return empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropy), hidden
+
+    def _whole(self, batch: Sequences, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the model's own logits."""
+        logits, hidden = _logits_and_hidden(self.policy, inputs, batch.completion_ids.shape[1])
         logprobs = ops.token_logprobs(logits, batch.completion_ids, temperature=self.temperature)
         with torch.no_grad():
             entropy = ops.entropy(logits, temperature=self.temperature)
-        return TokenOutputs(logprobs, entropy, self._values(hidden, inputs, logprobs))
+        return logprobs, entropy, hidden
 
     def _values(self, hidden: Tensor, inputs: dict[str, Tensor], logprobs: Tensor) -> Tensor:
         if self.value is None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf import attention
 from rlhf import contract as contracts
 from rlhf.config import LastLayers, Lora, Precision, Trainable
 from rlhf.contract import Contract
@@ -88,6 +89,7 @@ def load_policy(source: str, tokenizer: Any, *, trainable: Trainable | None = No
         raise UserError(f"{source} is a reward model, which writes no text: give a language model")
     model = _load(AutoModelForCausalLM.from_pretrained, base_of(folder), source, dtype=torch.float32)
     fix_padding(model, tokenizer)
+    attention.choose(model)
     if is_adapter(folder):
         from peft import PeftModel
 
@@ -110,6 +112,7 @@ def load_classifier(source: str, tokenizer: Any, *, trainable: Trainable | None 
     else:
         model = _classifier_from_policy(load_policy(source, tokenizer), seed)
     fix_padding(model, tokenizer)
+    attention.choose(model)
     return choose_trainable(model, trainable).eval()
 
 

@@ -29,6 +29,7 @@ from rlhf.rollout import Rollout, Shaping, collect
 from rlhf.sequences import Sequences
 from rlhf.stopping import Stopped, stop_request
 from rlhf.tracking import Tracker
+from rlhf.trunk import Trunk
 from rlhf.types import ConfigError, DataError, Prompt, RewardFn, UserError, prompt_text
 from rlhf.update import UpdateSettings, reducer, update
 
@@ -132,8 +133,8 @@ class _Task:
         dtype = models.compute_dtype(config.precision, device)
         _check_usable(policy, prompts)
         ids, kept = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
-        models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
         self.prompts, self.prompt_ids = [prompts[i] for i in kept], ids
+        models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
         if len(kept) < len(prompts):
             say(
                 f"ppo: {len(prompts) - len(kept)} of {len(prompts)} prompts are longer than max_prompt_tokens: left out"
@@ -158,11 +159,12 @@ class _Task:
             own_copy=device if sharded else None,
         )
         ref_policy = models.frozen_copy(policy)
-        self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype)
+        self.trunk = None if sharded else Trunk.of(policy, dtype)
+        self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype, trunk=self.trunk)
         if sharded:
             sharding.shard(ref_policy, self.accelerator)
         self.learner = Learner(
-            ActorCritic(policy, value, temperature=config.temperature, dtype=dtype).to(start),
+            ActorCritic(policy, value, temperature=config.temperature, dtype=dtype, trunk=self.trunk).to(start),
             learning_rate=config.learning_rate,
             value_learning_rate=_value_learning_rate(config, value),
             steps=config.total_episodes // config.batch_size,
@@ -217,6 +219,7 @@ class _Task:
             generator=self._random_rows(step, mine.start),
             device=self.accelerator.device,
             reduce=self.reduce,
+            trunk=self.trunk,
         )
 
     def _score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:

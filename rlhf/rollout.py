@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from rlhf.generation import Engine
 from rlhf.sequences import Sequences
 from rlhf.sources import told
 from rlhf.statistics import distinct_n
+from rlhf.trunk import Trunk
 from rlhf.types import Prompt, RewardFn, UserError
 
 
@@ -81,8 +82,12 @@ def collect(
     generator: torch.Generator,
     device: torch.device | None = None,
     reduce: ops.Reduce = ops.alone,
+    trunk: Trunk | None = None,
 ) -> Rollout:
-    """Sample one completion per prompt and prepare the update. Raises UserError for a reward that cannot be used."""
+    """Sample one completion per prompt and prepare the update. Raises UserError for a reward that cannot be used.
+
+    With `trunk`, the frozen lower layers run once, here, for both models and for the whole update.
+    """
     # 1. sample
     engine.sync()
     sampled = engine.generate(prompt_ids, max_tokens=max_tokens, temperature=temperature, generator=generator)
@@ -95,6 +100,8 @@ def collect(
     scores = torch.tensor(checked_scores(reward, prompts, completions), device=device)
     # 3. measure, in the very micro-batches that the update will forward
     micro_batches = partition(sequences, micro_batch_size)
+    if trunk is not None:
+        sequences = with_trunk_states(trunk, sequences, micro_batches)
     policy = measure(model, sequences, micro_batches)
     reference = measure(ref_model, sequences, micro_batches)
     # 4. shape rewards and estimate advantages
@@ -199,6 +206,20 @@ def partition(sequences: Sequences, micro_batch_size: int) -> list[Tensor]:
     """
     lengths = sequences.prompt_lengths + sequences.completion_lengths
     return list(lengths.argsort(stable=True).split(micro_batch_size))
+
+
+def with_trunk_states(trunk: Trunk, sequences: Sequences, micro_batches: Sequence[Tensor]) -> Sequences:
+    """The same sequences with what the frozen lower layers make of them."""
+    states: Tensor | None = None
+    width = sequences.prompt_ids.shape[1] + sequences.completion_ids.shape[1] - 1
+    for rows in micro_batches:
+        batch = sequences.select(rows)
+        part = trunk.states(batch.model_inputs())
+        if states is None:
+            states = part.new_zeros(len(sequences), width, part.shape[-1])
+        left = sequences.prompt_ids.shape[1] - batch.prompt_ids.shape[1]
+        states[rows, left : left + part.shape[1]] = part
+    return replace(sequences, trunk_states=states)
 
 
 @torch.no_grad()

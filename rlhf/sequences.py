@@ -7,7 +7,7 @@ never from `ids != pad`, so a pad token that also occurs in the text does no har
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
 import torch
@@ -26,6 +26,8 @@ class Sequences:
     """(B, T) integers, right-padded."""
     completion_lengths: Tensor
     """(B,) integers, at least 1."""
+    trunk_states: Tensor | None = field(default=None, kw_only=True)
+    """(B, P + T - 1, D) what the model's frozen lower layers make of `model_inputs()`, where it has been computed."""
 
     @staticmethod
     def from_lists(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, pad: int) -> Sequences:
@@ -66,10 +68,13 @@ class Sequences:
         prompt = int(self.prompt_lengths[rows].max())
         completion = int(self.completion_lengths[rows].max())
         width = self.completion_ids.shape[1]
+        left = self.prompt_ids.shape[1] - prompt
 
         def pick(name: str, value: Tensor) -> Tensor:
             if name == "prompt_ids":
-                return value[rows, -prompt:]
+                return value[rows, left:]
+            if name == "trunk_states":
+                return value[rows, left : left + prompt + completion - 1]
             is_per_token = value.ndim >= 2 and value.shape[1] == width
             return value[rows, :completion] if is_per_token else value[rows]
 

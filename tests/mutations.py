@@ -105,9 +105,9 @@ MUTATIONS = (
     Mutation(
         6,
         "logprobs forget the sampling temperature",
-        "rlhf/actor_critic.py",
-        "ops.token_logprobs(logits, batch.completion_ids, temperature=self.temperature)",
-        "ops.token_logprobs(logits, batch.completion_ids)",
+        "rlhf/lm_head.py",
+        "        scaled /= temperature\n",
+        "        pass\n",
         of("rlhf/test_rollout.py", "test_the_kl_uses_the_same_temperature_for_policy_and_reference"),
     ),
     Mutation(

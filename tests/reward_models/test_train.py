@@ -19,6 +19,7 @@ from rlhf.models import load_classifier, load_tokenizer
 from rlhf.rankings import write_rankings
 from rlhf.report_data import read_report_data
 from rlhf.store import Store
+from rlhf.trunk import Trunk
 from rlhf.types import ConfigError, DataError, Ranking
 
 GOOD, BAD = ["good", "funny", "clever", "warm", "great"], ["bad", "dull", "boring", "slow", "sad"]
@@ -179,3 +180,26 @@ def test_what_is_missing_is_named(config):
         stage.run(replace(config, rankings=None))
     with pytest.raises(DataError, match="by nobody"):
         stage.run(replace(config, annotators=["nobody"]))
+
+
+def test_the_frozen_layers_run_once_and_change_nothing(config: RewardConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row passes through them once, however many epochs; the model and its scores stay the same."""
+    calls: list[int] = []
+    plain = Trunk.states
+
+    def counted(self: Trunk, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        calls.append(len(inputs["input_ids"]))
+        return plain(self, inputs)
+
+    monkeypatch.setattr(Trunk, "states", counted)
+    config = replace(config, trainable=LastLayers(1), learning_rate=1e-3)
+    once = stage.run(config)
+    differing = {(r.prompt, text) for r in rankings(80) for text in r.completions}
+    assert sum(calls) == len(differing) + 2, "and the two rows of the proof"
+    assert not (Path(config.output) / "trunk_states.bin").exists()
+    monkeypatch.setattr(Trunk, "of", staticmethod(lambda model, dtype: None))
+    anew = stage.run(replace(config, output=config.output + "-anew"))
+    for (name, left), right in zip(
+        once.classifier.state_dict().items(), anew.classifier.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
