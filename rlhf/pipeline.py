@@ -57,6 +57,9 @@ def run(
     Raises UserError for settings that cannot be, or while another process works on the same run.
     """
     chosen = _chosen(start, stop, only)
+    if config.sft.data is None and "sft" in chosen and "sft" not in (start, stop, only):
+        chosen = [name for name in chosen if name != "sft"]
+        say(f"sft: left out, there is no sft.data: everything starts from {config.sft.model} as it is")
     stages = resolve(config)
     for name in chosen:
         for field in NEEDED.get(name, ()):
@@ -127,6 +130,7 @@ def load_reward(source: str, policy: Contract, *, precision: Precision = "auto")
 def resolve(config: RunConfig) -> dict[str, Any]:
     """Each stage's config with everything filled in that the run, or the stages before it, decide.
 
+    Without demonstrations (`sft.data`), what the others start from is `sft.model` itself.
     Raises ConfigError when stages disagree about the split.
     """
     folder = Path(config.runs) / config.name
@@ -142,12 +146,13 @@ def resolve(config: RunConfig) -> dict[str, Any]:
         return {} if stage.prompts else {"prompts": config.sample.prompts, "columns": config.sample.columns}
 
     sft = stage("sft")
-    sample = stage("sample", model=_model(sft), store=str(folder / "labels.db"))
+    begin = sft.model if sft.data is None else _model(sft)
+    sample = stage("sample", model=begin, store=str(folder / "labels.db"))
     label = stage("label", store=sample.store)
     if label.simulate and config.seed is not None:
         label = replace(label, simulate=replace(label.simulate, seed=config.seed))
-    reward = stage("reward", model=_model(sft), rankings=label.store)
-    ppo = stage("ppo", model=_model(sft), reward=_model(reward), **with_prompts(config.ppo))
+    reward = stage("reward", model=begin, rankings=label.store)
+    ppo = stage("ppo", model=begin, reward=_model(reward), **with_prompts(config.ppo))
     compared = {"policy": _model(ppo), "baseline": ppo.model, "reward": ppo.reward}
     evaluate = stage("evaluate", **compared, **with_prompts(config.evaluate))
     return {"sft": sft, "sample": sample, "label": label, "reward": reward, "ppo": ppo, "evaluate": evaluate}
@@ -215,7 +220,8 @@ def _set_aside(name: str, folder: Path) -> None:
 
     Raises ConfigError for a folder that holds something else than a stage.
     """
-    if not folder.is_dir() or all(each.name == LOCK for each in folder.iterdir()):
+    begun = {LOCK, f"{STARTED}.new"}  # all that a process killed at its first word may leave
+    if not folder.is_dir() or all(each.name in begun for each in folder.iterdir()):
         return
     if not any((folder / own).is_file() for own in OWN_FILES):
         raise ConfigError(f"{folder} holds files that no stage has written: choose another --{name}.output")

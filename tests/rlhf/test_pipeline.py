@@ -107,6 +107,20 @@ def test_each_stage_takes_what_the_ones_before_it_made(config: RunConfig) -> Non
     assert made["ppo"].prompts == made["evaluate"].prompts == config.sample.prompts
 
 
+def test_without_demonstrations_everything_starts_from_the_model_as_it_is(
+    config: RunConfig, stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, sft=SFTConfig(model="some/model"))
+    pipeline.run(config)
+    assert stages.ran == list(STAGES[1:])
+    assert {stages.configs[name].model for name in ("sample", "reward", "ppo")} == {"some/model"}
+    assert stages.configs["evaluate"].baseline == "some/model"
+    assert "no sft.data: everything starts from some/model as it is" in capsys.readouterr().err
+    for asked in ({"start": "sft"}, {"only": "sft"}):
+        with pytest.raises(ConfigError, match=r"sft\.data"):
+            pipeline.run(config, **asked)
+
+
 def test_what_a_stage_sets_itself_stays(config: RunConfig) -> None:
     ppo = PPOConfig(model="elsewhere", reward="mine:reward", prompts="other.jsonl", output="out", seed=3)
     columns = {"prompt": "question"}
@@ -129,12 +143,9 @@ def test_stages_may_not_disagree_about_the_split(config: RunConfig) -> None:
         pipeline.resolve(torn)
 
 
-@pytest.mark.parametrize(("stage", "field"), [("sft", "data"), ("sample", "prompts")])
-def test_what_no_stage_can_fill_is_asked_for_before_anything_runs(
-    stage: str, field: str, config: RunConfig, stages: Stages
-) -> None:
-    without = replace(config, **{stage: replace(getattr(config, stage), **{field: None})})
-    with pytest.raises(ConfigError, match=rf"{stage}\.{field} is not given: pass --{stage}\.{field}"):
+def test_what_no_stage_can_fill_is_asked_for_before_anything_runs(config: RunConfig, stages: Stages) -> None:
+    without = replace(config, sample=replace(config.sample, prompts=None))
+    with pytest.raises(ConfigError, match=r"sample\.prompts is not given: pass --sample\.prompts"):
         pipeline.run(without)
     assert stages.take() == []
 
