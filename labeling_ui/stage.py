@@ -91,9 +91,9 @@ def _conclude(store: Store, config: LabelConfig) -> LabelResult:
     )
     with Tracker(output, stage="label", config=config, tracking=config.tracking) as tracker:
         tracker.log(_metrics(result), step=result.rankings)
-        write_report_data(output, _report_data(result))
+        write_report_data(output, _report_data(result, config))
         write_json(output / SUMMARY, _as_json(result, config))
-    say(_sentence(result))
+    say(f"label: {_sentence(result, config)}")
     return result
 
 
@@ -101,12 +101,13 @@ def _as_json(result: LabelResult, config: LabelConfig) -> dict[str, Any]:
     return asdict(result) | {"path": RANKINGS, "simulated": config.simulate is not None, "round": config.round}
 
 
-def _sentence(result: LabelResult) -> str:
+def _sentence(result: LabelResult, config: LabelConfig) -> str:
     rate = result.agreement.without_ties
     agreed = "no item was ranked twice, so agreement is unknown"
     if rate.value is not None:
         agreed = f"agreement {rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f}, ties left out)"
-    return f"{result.rankings} rankings of {result.items} items by {len(result.annotators)} annotators; {agreed}"
+    who = f"{len(result.annotators)} {'simulated ' if config.simulate else ''}annotators"
+    return f"{result.rankings} rankings of {result.items} items by {who}; {agreed}"
 
 
 def _metrics(result: LabelResult) -> dict[str, float]:
@@ -121,20 +122,20 @@ def _metrics(result: LabelResult) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _report_data(result: LabelResult) -> ReportData:
+def _report_data(result: LabelResult, config: LabelConfig) -> ReportData:
     found = result.agreement
     pairs = f"{found.without_ties.pairs} pairs of completions in {found.items} items ranked more than once"
     places = range(1, len(result.wins_by_place) + 1)
     wins = Line("won", tuple(map(float, places)), tuple(result.wins_by_place))
     return ReportData(
         title="Rankings and agreement",
-        verdict=_sentence(result),
+        verdict=f"{_sentence(result, config)}.",
         facts=(
-            Fact("rankings", result.rankings),
-            Fact("items", result.items),
-            _fact("agreement, ties left out", found.without_ties, pairs),
-            _fact("agreement, a tie as half", found.ties_as_half, f"{found.ties_as_half.pairs} pairs"),
-            Fact("share of ties", result.tie_share),
+            Fact("Rankings", result.rankings),
+            Fact("Items (a prompt with its completions)", result.items),
+            _fact("Agreement, ties left out", found.without_ties, pairs),
+            _fact("Agreement, a tie as half", found.ties_as_half, f"{found.ties_as_half.pairs} pairs"),
+            Fact("Share of compared pairs that are ties", result.tie_share),
         ),
         plots=(
             Plot(

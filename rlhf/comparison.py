@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.report_data import Fact, Line, Plot, ReportData, Table
@@ -19,10 +19,10 @@ def report_data(evaluation: Record) -> ReportData:
         title="Evaluation on held-out prompts",
         verdict=verdict(evaluation),
         facts=(
-            _fact("Win rate over the baseline", evaluation["win_rate"], "ties count half", reference=0.5),
-            _fact("KL to the baseline (nats per sequence)", evaluation["kl"], reference=0.0),
+            _fact("Win rate over the baseline", evaluation["win_rate"], "a tie counts half", reference=0.5),
+            _fact("KL to the baseline, nats per completion", evaluation["kl"], reference=0.0),
         ),
-        plots=(_score_against_kl(evaluation),),
+        plots=(_against_kl(evaluation, "judged"), _against_kl(evaluation, "score")),
         tables=(table(evaluation),),
     )
 
@@ -37,13 +37,14 @@ def verdict(evaluation: Record) -> str:
         who = "The policy loses to the baseline"
     else:
         who = "Neither is shown to be better"
-    interval = f"{rate['value']:.1%} of comparisons won (95 % interval {rate['low']:.1%} to {rate['high']:.1%})"
-    return f"{who}: {interval} at a KL of {kl['value']:.2f} nats, on {sizes}."
+    won, low, high = (f"{100 * rate[name]:.1f}" for name in ("value", "low", "high"))
+    interval = f"{won} % of comparisons won (95 % interval {low} to {high} %)"
+    return f"{who}: {interval} at a KL of {kl['value']:.2f} nats per completion, on {sizes}."
 
 
 def table(evaluation: Record) -> Table:
     """Baseline, policy and best-of-n side by side."""
-    baseline, policy, best = evaluation["baseline"], evaluation["policy"], evaluation["best_of_n"][-1:]
+    baseline, policy, best = evaluation["baseline"], evaluation["policy"], _worth_showing(evaluation["best_of_n"])
     columns = ("", "baseline", "policy", *(f"best of {each['n']}" for each in best))
 
     def row(name: str, key: str, of_best: str | None = None) -> tuple[str, ...]:
@@ -51,16 +52,32 @@ def table(evaluation: Record) -> Table:
         return (name, *cells, *(_shown(each[of_best]) if of_best else "" for each in best))
 
     rows = (
-        row("score (reward)", "score", "score"),
-        row("judged", "judged", "judged"),
+        row("score (reward model)", "score", "score"),
+        row("judged score", "judged", "judged"),
         ("win rate", "0.5", _shown(evaluation["win_rate"]), *("" for _ in best)),
         ("KL (nats)", "0", _shown(evaluation["kl"]), *(f"at most {each['kl']:.2f}" for each in best)),
+        (
+            "judged gain per nat",
+            "",
+            _gain_per_nat(evaluation, evaluation["policy"]["judged"]["value"], evaluation["kl"]["value"]),
+            *(_gain_per_nat(evaluation, each["judged"], each["kl"]) for each in best),
+        ),
         row("length (tokens)", "length"),
         row("ended by itself", "eos_rate"),
         row("distinct-2", "distinct2"),
     )
-    note = "95 % intervals from a bootstrap over prompts; best-of-n draws from the baseline and picks by the reward"
+    note = "95 % intervals from a bootstrap over prompts; best-of-n draws from the baseline and picks by the reward."
     return Table("Policy against baseline", columns, rows, note)
+
+
+def _worth_showing(best: Sequence[Record]) -> list[Record]:
+    """Best of 4, as many can afford, and the best of most."""
+    return [each for each in best if each["n"] == 4 or each is best[-1]]
+
+
+def _gain_per_nat(evaluation: Record, judged: float, kl: float) -> str:
+    """What each nat of distance bought; nothing where there is next to no distance."""
+    return f"{(judged - evaluation['baseline']['judged']['value']) / kl:.3f}" if kl >= 0.05 else ""
 
 
 def _shown(number: float | Record | None) -> str:
@@ -80,19 +97,26 @@ def _fact(name: str, estimate: Record, note: str = "", *, reference: float) -> F
     return Fact(name, estimate["value"], estimate["low"], estimate["high"], note, reference)
 
 
-def _score_against_kl(evaluation: Record) -> Plot:
-    """Over-optimisation at a glance: how much score a policy has for its distance, beside what best-of-n gets."""
+TITLES = {"judged": "Judged score against KL", "score": "Reward against KL"}
+
+
+def _against_kl(evaluation: Record, kind: str) -> Plot:
+    """How much score a policy has for its distance, beside what best-of-n gets: of the reward, or of the judge.
+
+    Where the reward rises and the judge's score does not, the policy has learned the reward model's mistakes.
+    """
     best = evaluation["best_of_n"]
-    baseline, policy = evaluation["baseline"]["judged"], evaluation["policy"]["judged"]
+    baseline, policy = evaluation["baseline"][kind], evaluation["policy"][kind]
     lines = (
         Line(
             "best of n from the baseline",
             (0.0, *(each["kl"] for each in best)),
-            (baseline["value"], *(each["judged"] for each in best)),
+            (baseline["value"], *(each[kind] for each in best)),
             labels=("baseline", *(f"n = {each['n']}" for each in best)),
         ),
         Line(
             "policy", (evaluation["kl"]["value"],), (policy["value"],), ("policy",), (policy["low"],), (policy["high"],)
         ),
     )
-    return Plot("Judged score against distance", "KL to the baseline (nats)", "judged score", lines)
+    y_label = "mean judged score" if kind == "judged" else "mean score of the reward model"
+    return Plot(TITLES[kind], "KL to the baseline, nats per completion", y_label, lines)

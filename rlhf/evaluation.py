@@ -171,7 +171,10 @@ def evaluate(
     return result
 
 
-SAMPLE_COLUMNS = ("prompt", "baseline", "policy", "baseline score", "policy score", "baseline judged", "policy judged")
+SAMPLE_COLUMNS = (
+    *("prompt", "baseline", "policy", "winner"),
+    *("baseline score", "policy score", "baseline judged", "policy judged", "judged gain"),
+)
 
 
 class _Drawer:
@@ -262,13 +265,19 @@ def _side_by_side(prompts: Sequence[Prompt], ours: Samples, theirs: Samples) -> 
             prompt_text(prompts[ours.of_prompt[i]]),
             theirs.completions[i],
             ours.completions[i],
+            _winner(ours.judged[i] - theirs.judged[i]),
             float(theirs.scores[i]),
             float(ours.scores[i]),
             float(theirs.judged[i]),
             float(ours.judged[i]),
+            float(ours.judged[i] - theirs.judged[i]),
         )
         for i in range(len(ours.completions))
     ]
+
+
+def _winner(gain: float) -> str:
+    return "policy" if gain > 0 else "baseline" if gain < 0 else "tie"
 
 
 def _without_nan(value: Any) -> Any:

@@ -89,13 +89,11 @@ def aligned(values: Sequence[float], decimals: int | None = None) -> list[str]:
 
 
 def ticks(low: float, high: float, *, most: int = 5, whole: bool = False) -> list[float]:
-    """Round numbers within [low, high], about `most` of them, 1, 2 or 5 times a power of ten apart."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    step = max(step, 1.0) if whole else step
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
+    """Round numbers within [low, high], at most `most` of them, 1, 2 or 5 times a power of ten apart."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    steps = (max(factor * power, 1.0 if whole else 0.0) for factor in (1, 2, 5, 10, 20))
+    places = ((step, math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)) for step in steps)
+    step, first, last = next(place for place in places if place[2] - place[1] < most)
     return [round(n * step, 12) for n in range(first, last + 1)]
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from rlhf.config import STAGES, Precision, RunConfig, needed
@@ -27,8 +29,8 @@ from rlhf.fingerprint import DONE, fingerprint
 from rlhf.memory import keep_freed_memory
 from rlhf.progress import is_main_process, quiet, say
 from rlhf.report_data import read_report_data
-from rlhf.run_folder import ENVIRONMENT, LOCK, held, read_json, write_json
-from rlhf.types import ConfigError, RewardFn
+from rlhf.run_folder import ENVIRONMENT, LOCK, REPORT, SAMPLES, held, read_json, read_records, write_json
+from rlhf.types import ConfigError, DataError, RewardFn
 
 MODULES = {
     "sft": "rlhf.sft",
@@ -42,6 +44,9 @@ MODULES = {
 
 NEEDED = {"sft": ("data",), "sample": ("prompts",), "ppo": ("prompts",), "evaluate": ("prompts",)}
 """Fields that no earlier stage can fill."""
+
+SHOWN_SAMPLES = 3
+REPORT_EVERY_SECONDS = 20.0
 
 STARTED = "started.json"
 OWN_FILES = (STARTED, DONE, ENVIRONMENT, "label.json")
@@ -66,12 +71,14 @@ def run(
             needed(getattr(stages[name], field), f"{name}.{field}", f"{name}.{field}")
     folder = Path(config.runs) / config.name
     with held(folder, otherwise="give this run another --name or --runs"):
+        say(f"{' > '.join(chosen)}; look on in {folder / REPORT}, which is renewed as the run goes on")
         for name in chosen:
             if name == "label" and stages[name].simulate is None:
                 if not _people_are_done(stages[name]):
                     return None
             else:
-                _run_stage(name, stages, forced=bool(start or only))
+                with _report_renewed(folder):
+                    _run_stage(name, stages, forced=bool(start or only))
         if "evaluate" in chosen:
             _print_results(Path(stages["evaluate"].output))
         return _report(folder)
@@ -101,6 +108,8 @@ def run_stage(name: str, config: Any) -> None:
             work(config, load_reward=partial(load_reward, precision=config.precision))
         else:
             work(config)
+        if name in ("sft", "ppo"):  # the others have said what came out
+            _tell(name, Path(config.output))
 
 
 def _alone(name: str, config: Any) -> AbstractContextManager[None]:
@@ -147,19 +156,25 @@ def resolve(config: RunConfig) -> dict[str, Any]:
 
     sft = stage("sft")
     begin = sft.model if sft.data is None else _model(sft)
-    sample = stage("sample", model=begin, store=str(folder / "labels.db"))
+    sample = stage("sample", model=begin, store=str(folder / "labels.db"), **(_limits(sft) if sft.data else {}))
+    limits = _limits(sample)
     label = stage("label", store=sample.store)
     if label.simulate and config.seed is not None:
         label = replace(label, simulate=replace(label.simulate, seed=config.seed))
-    reward = stage("reward", model=begin, rankings=label.store)
-    ppo = stage("ppo", model=begin, reward=_model(reward), **with_prompts(config.ppo))
+    reward = stage("reward", model=begin, rankings=label.store, **limits)
+    ppo = stage("ppo", model=begin, reward=_model(reward), **limits, **with_prompts(config.ppo))
     compared = {"policy": _model(ppo), "baseline": ppo.model, "reward": ppo.reward}
-    evaluate = stage("evaluate", **compared, **with_prompts(config.evaluate))
+    evaluate = stage("evaluate", **compared, **limits, **with_prompts(config.evaluate))
     return {"sft": sft, "sample": sample, "label": label, "reward": reward, "ppo": ppo, "evaluate": evaluate}
 
 
 def _model(stage: Any) -> str:
     return f"{stage.output}/model"
+
+
+def _limits(stage: Any) -> dict[str, int]:
+    """How long prompts and completions may be: what one stage says, those after it that say nothing take over."""
+    return {name: getattr(stage, name) for name in ("max_prompt_tokens", "max_completion_tokens")}
 
 
 def _filled(config: Any, **values: Any) -> Any:
@@ -276,11 +291,54 @@ def _item_key(prompt: Any, texts: Sequence[str]) -> str:
     return json.dumps([prompt, list(texts)], sort_keys=True)
 
 
+def _tell(name: str, folder: Path) -> None:
+    """A stage's result in a sentence, and a few of its samples, a line each."""
+    data, rows = read_report_data(folder), read_records(folder / SAMPLES)
+    if data and data.verdict:
+        say(f"{name}: {data.verdict}")
+    for row in [row for row in rows if row.get("step") == rows[-1].get("step")][:SHOWN_SAMPLES]:
+        say(_one_line(f"  {row.get('prompt')} |{row.get('completion')}", shutil.get_terminal_size().columns))
+
+
+def _one_line(words: str, width: int) -> str:
+    """What a model wrote, as one harmless line of a terminal: control characters could rewrite the screen."""
+    flat = re.sub(r"\s+", " ", words.strip())
+    shown = "  " + "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in flat)
+    return shown if len(shown) < width else f"{shown[: width - 2]}…"
+
+
+@contextmanager
+def _report_renewed(folder: Path) -> Iterator[None]:
+    """Write the run's report now and then while a stage runs, and when it is done."""
+    over = Event()
+
+    def renew() -> None:
+        from rlhf.report import render
+
+        while not over.wait(REPORT_EVERY_SECONDS):
+            with suppress(DataError, OSError, ValueError):  # nothing to show yet, or a line half written
+                render(folder)
+
+    thread = Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    from rlhf.report import render
+
+    with suppress(DataError):  # a stage may write elsewhere
+        render(folder)
+
+
 def _report(folder: Path) -> Path:
     from rlhf.report import render
 
     path = render(folder)
     print(f"report: {path}")
+    if all((folder / name / "model").is_dir() for name in ("sft", "ppo")):
+        say(f"talk to the SFT and the PPO policy side by side: rlhf chat --run {folder}")
     return path
 
 

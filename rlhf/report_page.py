@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.figures import aligned, interval, short, text
+from rlhf.figures import aligned, interval, text
 from rlhf.progress import duration
-from rlhf.report_data import Cell, Fact, Samples, Table
+from rlhf.report_data import Cell, Fact, Table
+from rlhf.report_samples import NOTHING, cell, is_numeric, samples_block
+from rlhf.report_words import WORDS
 
-MOST_SAMPLES = 500
-NOTHING = "-"
+__all__ = ["NOTHING", "samples_block"]
 
 _HERE = Path(__file__).parent
 
@@ -33,15 +35,6 @@ def document(title: str, body: Iterable[str]) -> str:
     )
 
 
-def cell(value: Cell) -> str:
-    """A table's cell: a number at reading precision, a text as it is, a dash for nothing."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return short(value) if isinstance(value, float) else text(value)
-
-
 def heading(title: str, subtitle: str = "") -> str:
     """The page's title and what stands below it."""
     return f'<h1>{text(title)}</h1><p class="soft">{text(subtitle)}</p>'
@@ -58,6 +51,14 @@ def verdict(sentence: str) -> str:
     return f'<p class="verdict">{text(sentence)}</p>' if sentence else ""
 
 
+def words_used(content: str) -> str:
+    """The words of the field that occur in `content`, each in a sentence; folded."""
+    plain = re.sub(r"<[^>]*>", " ", content)
+    used = {word: why for word, why in WORDS.items() if re.search(rf"\b{re.escape(word)}", plain, re.IGNORECASE)}
+    items = "".join(f"<dt>{text(word)}</dt><dd>{text(why)}</dd>" for word, why in used.items())
+    return f"<details><summary>The words on this page</summary><dl>{items}</dl></details>" if used else ""
+
+
 def facts_table(facts: Sequence[Fact]) -> str:
     """Results, one a row: name, value with interval, the interval drawn, a note."""
     rows = "".join(
@@ -68,16 +69,21 @@ def facts_table(facts: Sequence[Fact]) -> str:
     return f'<div class="scroll"><table class="facts">{rows}</table></div>' if rows else ""
 
 
-def charts(figures: Iterable[str]) -> str:
-    """Charts in a grid."""
-    inner = "".join(figures)
-    return f'<div class="charts">{inner}</div>' if inner else ""
+def charts(figures: Iterable[str], *, folded: Iterable[str] = ()) -> str:
+    """Charts in a grid, those that few need folded below."""
+    inner, more = "".join(figures), [figure for figure in folded if figure]
+    shown = f'<div class="charts">{inner}</div>' if inner else ""
+    if not more:
+        return shown
+    return (
+        f'{shown}<details><summary>{len(more)} more curves</summary><div class="charts">{"".join(more)}</div></details>'
+    )
 
 
 def table(content: Table, *, style: str = "") -> str:
     """A small table with its title and note."""
     columns = list(zip(*content.rows, strict=True)) or [()] * len(content.columns)
-    kinds = [' class="number"' if _is_numeric(column) else ' class="text"' for column in columns]
+    kinds = [' class="number"' if is_numeric(column) else ' class="text"' for column in columns]
     head = "".join(f"<th{kind}>{text(name)}</th>" for kind, name in zip(kinds, content.columns, strict=True))
     shown = zip(*(_column(column) for column in columns), strict=True)
     rows = "".join(
@@ -91,35 +97,11 @@ def table(content: Table, *, style: str = "") -> str:
     return f'{title}<div class="scroll">{body}</div>{note}'
 
 
-def samples_block(samples: Samples | None) -> str:
-    """Texts side by side, ten at a time, with a filter and an order; without scripts, all of them."""
-    if samples is None or not samples.rows:
-        return ""
-    shown = samples.rows[:MOST_SAMPLES]
-    numeric = [_is_numeric(column) for column in zip(*shown, strict=True)]
-    names = [name for name, is_number in zip(samples.columns, numeric, strict=True) if is_number]
-    orders = "".join(
-        f'<option value="{i} {sign}">{text(name)}, {word} first</option>'
-        for i, name in enumerate(names)
-        for sign, word in ((-1, "highest"), (1, "lowest"))
-    )
-    cards = "".join(_card(samples.columns, row, numeric) for row in shown)
-    left_out = len(samples.rows) - len(shown)
-    note = f"<small>{left_out} more are in samples.jsonl.</small>" if left_out else ""
-    return (
-        '<div class="samples"><div class="tools" hidden>'
-        '<input type="search" placeholder="contains…" aria-label="Show samples that contain">'
-        f'<select aria-label="Order"><option value="0 0">as drawn</option>{orders}</select>'
-        '<button type="button">Back</button><button type="button">Next</button><span class="soft"></span></div>'
-        f'<div class="list">{cards}</div>{note}</div>'
-    )
-
-
 def alert_list(alerts: Sequence[Mapping[str, Any]]) -> str:
     """What the stage wanted a person to look at."""
     items = "".join(
-        f"<li><b>{text(alert.get('level', 'warn'))}</b> step {text(alert.get('step', '?'))}: "
-        f"{text(alert.get('title', ''))}. {text(alert.get('text', ''))}</li>"
+        f"<li><b>{text(alert.get('level', 'warn'))}</b> Step {text(alert.get('step', '?'))}: "
+        f'{text(alert.get("title", ""))}. <span class="soft">What to do: {text(alert.get("text", ""))}</span></li>'
         for alert in alerts
     )
     return f'<h3>Alerts</h3><ul class="alerts">{items}</ul>' if items else ""
@@ -165,35 +147,15 @@ def _with_interval(fact: Fact) -> str:
     return f'{value} <span class="soft">({low} to {high})</span>'
 
 
-def _is_numeric(column: Sequence[Cell]) -> bool:
-    found = [value for value in column if value is not None]
-    return bool(found) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
+def _estimate(words: str) -> str:
+    """`0.31 (0.25 to 0.37)` with a quieter interval, which goes below the number where there is little room."""
+    return re.sub(r"^(\S+) (\(\S+ to \S+\))$", r'\1 <span class="soft interval">\2</span>', words)
 
 
 def _column(column: Sequence[Cell]) -> list[str]:
     """A column's cells; numbers with the same count of decimals."""
     floats = [value for value in column if isinstance(value, float) and math.isfinite(value)]
-    if not _is_numeric(column) or not floats:
-        return [cell(value) for value in column]
+    if not is_numeric(column) or not floats:
+        return [_estimate(cell(value)) for value in column]
     shown = iter(aligned(floats))
     return [next(shown) if isinstance(value, float) and math.isfinite(value) else cell(value) for value in column]
-
-
-def _card(columns: Sequence[str], row: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    """One prompt with its completions beside each other and its numbers above them."""
-    parts = list(zip(columns, row, numeric, strict=True))
-    numbers = [(name, value) for name, value, is_number in parts if is_number]
-    texts = [(name, value) for name, value, is_number in parts if not is_number]
-    prompts = [(name, value) for name, value in texts if name.lower() == "prompt"]
-    sides = [part for part in texts if part not in prompts]
-    chips = "".join(f'<span><span class="soft">{text(name)}</span> {cell(value)}</span>' for name, value in numbers)
-    data = " ".join("NaN" if value is None else f"{float(value):.6g}" for _, value in numbers)
-    return (
-        f'<article class="sample" data-numbers="{data}"><div class="chips">{chips}</div>'
-        + "".join(_words(name, value, "words prompt") for name, value in prompts)
-        + f'<div class="sides">{"".join(_words(name, value, "words") for name, value in sides)}</div></article>'
-    )
-
-
-def _words(name: str, value: Cell, style: str) -> str:
-    return f'<div><h4>{text(name)}</h4><div class="{style}" dir="auto">{cell(value)}</div></div>'

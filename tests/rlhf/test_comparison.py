@@ -35,27 +35,28 @@ def evaluation(win_rate: dict[str, float]) -> dict[str, Any]:
     [
         (
             estimate(0.655, 0.61, 0.7),
-            "The policy beats the baseline: 65.5% of comparisons won (95 % interval 61.0% to 70.0%)",
+            "The policy beats the baseline: 65.5 % of comparisons won (95 % interval 61.0 to 70.0 %)",
         ),
-        (estimate(0.52, 0.47, 0.57), "Neither is shown to be better: 52.0%"),
-        (estimate(0.5, 0.5, 0.5), "Neither is shown to be better: 50.0%"),
-        (estimate(0.3, 0.25, 0.4), "The policy loses to the baseline: 30.0%"),
+        (estimate(0.52, 0.47, 0.57), "Neither is shown to be better: 52.0 %"),
+        (estimate(0.5, 0.5, 0.5), "Neither is shown to be better: 50.0 %"),
+        (estimate(0.3, 0.25, 0.4), "The policy loses to the baseline: 30.0 %"),
     ],
 )
 def test_the_sentence_claims_no_more_than_the_interval(rate: dict[str, float], sentence: str) -> None:
     said = comparison.verdict(evaluation(rate))
     assert said.startswith(sentence)
-    assert said.endswith("at a KL of 3.22 nats, on 256 held-out prompts, 2 samples each.")
+    assert said.endswith("at a KL of 3.22 nats per completion, on 256 held-out prompts, 2 samples each.")
 
 
 def test_the_table_holds_both_policies_and_the_best_of_n() -> None:
     table = comparison.table(evaluation(estimate(0.655, 0.61, 0.7)))
     assert table.columns == ("", "baseline", "policy", "best of 4")
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["score (reward)"] == ("0.010 (-0.100 to 0.120)", "0.010 (-0.100 to 0.120)", "0.900")
-    assert rows["judged"] == ("0.200 (0.100 to 0.300)", "0.200 (0.100 to 0.300)", "0.450")
+    assert rows["score (reward model)"] == ("0.010 (-0.100 to 0.120)", "0.010 (-0.100 to 0.120)", "0.900")
+    assert rows["judged score"] == ("0.200 (0.100 to 0.300)", "0.200 (0.100 to 0.300)", "0.450")
     assert rows["win rate"] == ("0.5", "0.655 (0.610 to 0.700)", "")
     assert rows["KL (nats)"] == ("0", "3.217 (3.100 to 3.300)", "at most 0.64")
+    assert rows["judged gain per nat"] == ("", "0.000", f"{0.25 / 0.636:.3f}")
     assert rows["length (tokens)"] == ("16.5 (16.0 to 17.0)", "17.2 (16.0 to 18.0)", "")
     assert rows["distinct-2"] == ("", "0.500", "")  # what could not be computed stays empty
 
@@ -63,8 +64,9 @@ def test_the_table_holds_both_policies_and_the_best_of_n() -> None:
 def test_the_report_holds_score_against_distance() -> None:
     data = comparison.report_data(evaluation(estimate(0.655, 0.61, 0.7)))
     assert ReportData.from_json(data.to_json()) == data
-    (plot,) = data.plots
-    best, policy = plot.lines
+    judged, reward = data.plots
+    best, policy = judged.lines
     assert list(zip(best.x, best.y, strict=True)) == [(0.0, 0.2), (0.193, 0.35), (0.636, 0.45)]
     assert (policy.x, policy.y, policy.low, policy.high) == ((3.217,), (0.2,), (0.1,), (0.3,))
+    assert [(line.x, line.y) for line in reward.lines] == [((0.0, 0.193, 0.636), (0.01, 0.5, 0.9)), ((3.217,), (0.01,))]
     assert [fact.reference for fact in data.facts] == [0.5, 0.0]

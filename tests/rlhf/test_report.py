@@ -118,7 +118,7 @@ def test_stage_page_says_all_that_the_stage_left(tmp_path: Path) -> None:
 def test_stage_without_report_data_shows_the_known_curves(tmp_path: Path) -> None:
     record_ppo(tmp_path / "ppo")
     text = read(render(tmp_path / "ppo")).text
-    for words in ("Score against KL", "KL to the reference", "objective/scores", "0.1 → 0.5", "Hello"):
+    for words in ("Score against KL", "KL to the baseline", "objective/scores", "0.1 → 0.5", "Hello"):
         assert words in text, words
     assert "timing/step" not in text.partition("Settings")[0]
 
@@ -134,7 +134,7 @@ def test_run_page_starts_with_the_verdict_and_tells_every_stage(tmp_path: Path) 
     (run / "not_a_stage").mkdir()
     path = render(run)
     text = read(path).text
-    order = [FULL.verdict, "What was done", "Score against KL", "Samples side by side", "completions 1024", "Settings"]
+    order = [FULL.verdict, "What was done", "Before and after", "Score against KL", "completions 1024", "Settings"]
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert "seed 0" in text
