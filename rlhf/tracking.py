@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse
 
 from rlhf.config import Tracking
 from rlhf.environment import describe_environment, without_passwords
@@ -47,6 +48,18 @@ from rlhf.types import ConfigError
 
 Level = Literal["info", "warn", "error"]
 Mode = Literal["online", "offline", "off"]
+
+AXES = ("step", "episode", "tokens", "epoch")
+"""What a dashboard may put on the x-axis. PPO's curves start with episodes (completions sampled), others with steps."""
+
+SOURCES = {
+    **{"data": "dataset", "prompts": "dataset", "rankings": "dataset"},
+    **{"model": "model", "policy": "model", "baseline": "model", "reward": "model"},
+}
+"""Fields of a config that name what a stage reads, with the kind of artifact that it is."""
+
+RESULTS = {"model": "model", "rankings.jsonl": "dataset"}
+"""What a stage may leave for the next ones."""
 
 _MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
 """What WANDB_MODE may say."""
@@ -103,6 +116,8 @@ class Tracker:
         status = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         with suppress(OSError) if kind else nullcontext():  # the first error says more than a second
             self._write_environment(status)
+        if kind is None:
+            self._record_lineage()
         self._wandb.do(lambda run: run.finish(exit_code=0 if kind is None else 1))
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
@@ -141,9 +156,24 @@ class Tracker:
         write_json(self.folder / SUMMARY, dict(sorted(self._summary.items())))
         self._wandb.do(lambda run: run.summary.update(self._summary))
 
-    def artifact(self, name: str, kind: str, path: Path) -> None:
-        """Tell wandb of a file or folder (a model, say) by its address; nothing is copied or uploaded."""
-        self._wandb.do(lambda run: run.log_artifact(_wandb_reference(name, kind, Path(path))))
+    def artifact(self, kind: str, source: str | Path, *, used: bool = False) -> None:
+        """Tell wandb of a result (a model, say), or of one that was used, by address and content; nothing is uploaded.
+
+        The one who made it and those who use it give the same name and content, so that wandb links them.
+        """
+        self._wandb.do(lambda run: _log_artifact(run, _wandb_reference(kind, str(source)), used=used))
+
+    def _record_lineage(self) -> None:
+        """From what the config names to what lies in the folder."""
+        if not self._wandb.is_on:
+            return
+        sources = {name: getattr(self._config, name, None) for name in SOURCES}
+        for name, source in sources.items():
+            if source:
+                self.artifact(SOURCES[name], _rankings_of(source) if name == "rankings" else source, used=True)
+        for name, kind in RESULTS.items():
+            if (self.folder / name).exists():
+                self.artifact(kind, self.folder / name)
 
     def _reopen(self) -> None:
         """Remove what an earlier run left in the folder, or cut it back to the step to go on from."""
@@ -181,6 +211,11 @@ class _Wandb:
         os.environ["WANDB_MODE"] = "offline"  # so that the stages after this one do not wait in vain too
         _stop_wandb()  # its service holds the run's id until it ends
         return cls.start(folder, stage, settings, tracking, "offline")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is recorded."""
+        return self._run is not None
 
     def do(self, action: Callable[[Any], object]) -> None:
         """Run `action` on the wandb run, if there is one that works."""
@@ -249,9 +284,9 @@ def _init_wandb(folder: Path, stage: str, settings: dict[str, Any], tracking: Tr
         ),
     )
     # our own `step` is the x-axis: wandb's counter refuses to go back, which is what a resume from a checkpoint does
-    run.define_metric("step")
-    run.define_metric("episode")
-    run.define_metric("*", step_metric="step")
+    for axis in AXES:
+        run.define_metric(axis)
+    run.define_metric("*", step_metric="episode" if stage == "ppo" else "step")
     return run
 
 
@@ -267,12 +302,35 @@ def _wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     return wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
 
 
-def _wandb_reference(name: str, kind: str, path: Path) -> Any:
+def _wandb_reference(kind: str, source: str) -> Any:
+    """An artifact by address; where files are, its version is their content, else its name (a hub id, a function)."""
     import wandb
 
-    artifact = wandb.Artifact(name, type=kind, metadata={"path": str(path)})
-    artifact.add_reference(path.resolve().as_uri(), checksum=False)
+    path = Path(source)
+    name = "-".join(path.resolve().with_suffix("").parts[-3:]) if path.exists() else source
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", name).strip("-"), type=kind, metadata={"source": source})
+    address = path.resolve().as_uri() if path.exists() else f"source:{quote(source)}"
+    artifact.add_reference(address, name=path.name, checksum=path.exists())
     return artifact
+
+
+def _log_artifact(run: Any, artifact: Any, *, used: bool) -> None:
+    """As a result of the run, or as something it used.
+
+    Offline, `use_artifact` refuses; the record that it makes of a draft, which `wandb sync` sends, is made here.
+    """
+    if not used:
+        run.log_artifact(artifact)
+    elif run.settings.mode == "offline":
+        run._log_artifact(artifact, aliases=["latest"], is_user_created=True, use_after_commit=True)
+    else:
+        run.use_artifact(artifact)
+
+
+def _rankings_of(source: str) -> str:
+    """The exported rankings beside a label store, whose own file changes whenever it is looked at."""
+    exported = Path(source).parent / "label" / "rankings.jsonl"
+    return str(exported) if exported.is_file() and Path(source).suffix == ".db" else source
 
 
 def _has_wandb_key() -> bool:

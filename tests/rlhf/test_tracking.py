@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from rlhf import tracking as module
-from rlhf.config import LastLayers, PPOConfig, PPOExtras, SampleConfig, Tracking
+from rlhf.config import LastLayers, PPOConfig, PPOExtras, SampleConfig, SFTConfig, Tracking
 from rlhf.environment import without_passwords
 from rlhf.tracking import Tracker, resolved, wandb_mode
 from rlhf.types import ConfigError
@@ -194,7 +194,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run.table("t", ["a"], [[1]], step=1)
         run.alert("a", "b")
         run.summary({"a": 1})
-        run.artifact("m", "model", folder)
+        run.artifact("model", folder)
     assert not folder.exists()
 
 
@@ -233,7 +233,7 @@ def test_offline_run_holds_curves_table_and_settings(tmp_path: Path, capfd: pyte
         run.table("samples", ["prompt", "score"], [["<b>hi", 0.5], ["x", None]], step=9)
         run.alert("kl", "twice the budget")
         run.summary({"win_rate": 0.61})
-        run.artifact("policy", "model", tmp_path)
+        run.artifact("model", tmp_path / "model")
     assert capfd.readouterr().err.splitlines() == ["ppo: WARN: kl: twice the budget"]  # wandb itself is silent
 
     (file,) = wandb_reader.run_files(tmp_path)
@@ -251,7 +251,41 @@ def test_offline_run_holds_curves_table_and_settings(tmp_path: Path, capfd: pyte
     settings = {item.key: json.loads(item.value_json) for item in by_kind["run"].run.config.update}
     assert settings["kl_coef"] == 0.05
     metrics = [r.metric for r in wandb_reader.records(file) if r.WhichOneof("record_type") == "metric"]
-    assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+    assert any(metric.glob_name == "*" and metric.step_metric == "episode" for metric in metrics)
+    assert {"step", "episode", "tokens"} <= {metric.name for metric in metrics}
+
+
+def test_stages_are_linked_by_the_content_of_what_they_made_and_used(tmp_path: Path) -> None:
+    """The artifact that one run logs and the one that another says it used are the same version: name and digest."""
+    made = tmp_path / "demo" / "sft"
+    (made / "model").mkdir(parents=True)
+
+    def versions(content: str) -> list[Any]:
+        (made / "model" / "model.safetensors").write_text(content)
+        for stage, folder, config in (
+            ("sft", made, SFTConfig(data="some.module:rows")),
+            ("ppo", tmp_path / "demo" / "ppo", PPOConfig(model=str(made / "model"))),
+        ):
+            with Tracker(folder, stage=stage, config=config, tracking=OFFLINE):
+                pass
+        folders = (made, tmp_path / "demo" / "ppo")
+        files = [max(wandb_reader.run_files(folder), key=lambda file: file.stat().st_mtime_ns) for folder in folders]
+        return [
+            record.artifact
+            for file in files
+            for record in wandb_reader.records(file)
+            if record.WhichOneof("record_type") == "artifact"
+        ]
+
+    first = versions("one")
+    makers = [each for each in first if not each.use_after_commit]
+    used = {each.name: each for each in first if each.use_after_commit}
+    (model,) = makers
+    assert model.name == "demo-sft-model"
+    assert used["demo-sft-model"].digest == model.digest
+    assert "some.module-rows" in used  # what sft read
+    (again,) = [each for each in versions("two") if not each.use_after_commit]
+    assert again.digest != model.digest  # trained again: another version in the same place
 
 
 def test_resume_goes_on_with_the_same_wandb_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 BLOCK = 32 * 1024
@@ -19,7 +20,8 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def run_files(folder: Path) -> list[Path]:
-    """The offline run files under a run folder, oldest first."""
+    """The offline run files under a run folder, oldest first, once wandb's own process has written all of them."""
+    wandb.teardown()
     return sorted(Path(folder).glob("wandb/offline-run-*/run-*.wandb"))
 
 
