@@ -16,6 +16,7 @@ from rlhf.config import SampleConfig, needed
 from rlhf.generation import Engine
 from rlhf.generation.plain import PlainEngine
 from rlhf.progress import progress, say
+from rlhf.report_data import Fact, ReportData, write_report_data
 from rlhf.store import Store
 from rlhf.tracking import Tracker
 from rlhf.types import Completion, DataError, Prompt, prompt_text
@@ -129,7 +130,25 @@ def _fill(
             tracker.table("samples", ("prompt", "completion", "finished"), rows, step=start)
         summary = {"prompts": len(prompts), "completions_per_prompt": count, "sampled_now": total}
         tracker.summary(summary | ({"eos_rate": finished / total} if total else {}))
+        write_report_data(Path(config.output), _report_data(config, len(prompts), total, finished))
     return SampleResult(config.store, len(prompts), len(prompts) * count)
+
+
+def _report_data(config: SampleConfig, prompts: int, sampled: int, finished: int) -> ReportData:
+    """The run in one sentence."""
+    count = config.completions_per_prompt
+    ended = f"; {100 * finished / sampled:.0f} % of them ended by themselves" if sampled else ""
+    facts = (
+        Fact("Prompts", prompts),
+        Fact("Completions per prompt", count),
+        Fact("Ended by itself, share", finished / sampled if sampled else None, note=f"of {sampled}"),
+        Fact("Longest allowed, tokens", config.max_completion_tokens),
+    )
+    return ReportData(
+        title="Sampling",
+        verdict=f"{prompts * count:,} completions for people to rank, {count} for each of {prompts} prompts{ended}.",
+        facts=facts,
+    )
 
 
 def _completion(config: SampleConfig, tokenizer: Any, sampled: Any, seed: int) -> Completion:

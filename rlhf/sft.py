@@ -180,6 +180,7 @@ def _reporter(tracker: Tracker, bar: Bar) -> Any:
         "grad_norm": "grad_norm",
         "learning_rate": "lr",
         "mean_token_accuracy": "train/token_accuracy",
+        "num_tokens": "tokens",
     }
 
     class Reporter(TrainerCallback):
