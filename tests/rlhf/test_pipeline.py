@@ -121,6 +121,20 @@ def test_without_demonstrations_everything_starts_from_the_model_as_it_is(
             pipeline.run(config, **asked)
 
 
+def test_limits_of_length_hold_for_the_stages_after(config: RunConfig) -> None:
+    config = replace(
+        config,
+        sft=replace(config.sft, max_prompt_tokens=24, max_completion_tokens=32),
+        sample=replace(config.sample, max_completion_tokens=40),
+        ppo=PPOConfig(max_prompt_tokens=20),
+    )
+    made = pipeline.resolve(config)
+    limits = {name: (made[name].max_prompt_tokens, made[name].max_completion_tokens) for name in made if name != "label"}
+    assert limits == {"sft": (24, 32), "sample": (24, 40), "reward": (24, 40), "ppo": (20, 40), "evaluate": (24, 40)}
+    alone = pipeline.resolve(replace(config, sft=replace(config.sft, data=None)))
+    assert alone["sample"].max_prompt_tokens == SampleConfig().max_prompt_tokens, "there is no SFT to follow"
+
+
 def test_what_a_stage_sets_itself_stays(config: RunConfig) -> None:
     ppo = PPOConfig(model="elsewhere", reward="mine:reward", prompts="other.jsonl", output="out", seed=3)
     columns = {"prompt": "question"}
@@ -396,3 +410,13 @@ def test_done_marks_are_written_last(config: RunConfig, stages: Stages) -> None:
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(replace(config, sft=replace(config.sft, epochs=2)), stop="sft")
     assert not (folder / "done.json").exists()
+
+
+def test_a_stage_killed_at_its_first_word_begins_again(config: RunConfig, stages: Stages) -> None:
+    """A folder with nothing but what is left of writing `started.json` is no folder of somebody else's."""
+    folder = Path(config.runs) / "film/sft"
+    folder.mkdir(parents=True)
+    (folder / "started.json.new").write_text('{"finger')
+    pipeline.run(config, stop="sft")
+    assert stages.take() == ["sft"]
+    assert not (folder / "started.json.new").exists()
