@@ -53,18 +53,24 @@ class Annotator:
 def simulate(service: LabelService, config: Simulation, bar: Bar | None = None) -> int:
     """Let the annotators rank, taking turns, until nothing is left for any of them; returns how many rankings.
 
+    The turn is always with whoever has ranked least: after an interruption it goes on where it was.
     Raises ConfigError where the utility cannot be found, DataError where it does not return finite numbers.
     """
     judge = _Judge(resolve(config.utility), config.utility, service.store.items(service.policy.round))
-    waiting = annotators(config)
+    ranked = {each: service.progress(each.name).ranked for each in annotators(config)}
     done, told = 0, 0
-    while waiting:
-        waiting = [each for each in waiting if _turn(service, each, judge)]
-        done += len(waiting)
-        if bar is not None and waiting:
+    while ranked:
+        before, fewest = done, min(ranked.values())
+        for each in [each for each, count in ranked.items() if count == fewest]:
+            if _turn(service, each, judge):
+                ranked[each] += 1
+                done += 1
+            else:
+                del ranked[each]
+        if bar is not None and done > before:
             news = _numbers(service) if done >= 2 * told else {}
             told = done if news else told
-            bar.advance(len(waiting), **news)
+            bar.advance(done - before, **news)
     return done
 
 

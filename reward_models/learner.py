@@ -150,6 +150,7 @@ class Learner:
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
         checkpoint.restore_random_states(states["random"])
+        checkpoint.remove_others(saved.path)
 
 
 def objective(config: RewardConfig, rankings: Sequence[EncodedRanking]) -> Objective:

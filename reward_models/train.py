@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -91,7 +90,7 @@ def train(config: RewardConfig, *, classifier: Any, tokenizer: Any, rankings: Se
     ) as tracker:
         seconds = _fit(learner, preferences.held_out, tracker, checkpoints, start=saved.step if saved else 0, mark=mark)
         result = _finish(learner, preferences, tokenizer, tracker, seconds)
-    shutil.rmtree(checkpoints, ignore_errors=True)  # the model is on disk now
+    checkpoint.remove_all(checkpoints)  # the model is on disk now
     if states:
         states.remove()
     return result
@@ -241,7 +240,7 @@ def _resumable(checkpoints: Path, mark: str) -> Checkpoint | None:
         return None
     if saved.numbers().get("fingerprint") != mark:
         say("reward: rankings or settings have changed since the last checkpoint, so training starts again")
-        shutil.rmtree(checkpoints)
+        checkpoint.remove_all(checkpoints)
         return None
     say(f"reward: goes on from the checkpoint of step {saved.step}")
     return saved

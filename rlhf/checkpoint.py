@@ -78,10 +78,24 @@ def save(
     _sync(folder)
     checkpoint = Checkpoint(step, final)
     verify(checkpoint)
-    for old in folder.glob("step_*"):
-        if old != final:
-            shutil.rmtree(old)
+    remove_others(final)
     return checkpoint
+
+
+def remove_others(kept: Path) -> None:
+    """Leave only this checkpoint in its folder: what a killed process was writing, or had not yet removed, goes too."""
+    for other in kept.parent.glob(kept.name.rstrip("0123456789") + "*"):
+        if other != kept:
+            shutil.rmtree(other)
+
+
+def remove_all(folder: Path) -> None:
+    """Remove a folder of checkpoints, under another name first: killed half-way, it leaves no damaged ones to find."""
+    aside = folder.with_name(folder.name + ".removing")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.is_dir():
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -113,6 +113,8 @@ class Learner:
         self.optimizer.load_state_dict(sharding.optimizer_state_for(self.optimizer, states["optimizer"]))
         self.schedule.load_state_dict(states["schedule"])
         checkpoint.restore_random_states(states["random"])
+        if self.accelerator.is_main_process:
+            checkpoint.remove_others(saved.path)
         return saved.numbers()
 
     def save_value(self, folder: Path) -> None:

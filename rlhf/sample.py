@@ -98,10 +98,14 @@ def _fill(
     prompts: Sequence[Prompt],
     ids: Sequence[list[int]],
 ) -> SampleResult:
-    """Sample and store in chunks. A chunk's random numbers depend on its place alone: a resumed run is the same."""
+    """Sample and store in chunks. A chunk's random numbers depend on its place alone: a resumed run is the same.
+
+    What the store holds already goes into the record like what is sampled now: it is the record of all of it.
+    """
     count = config.completions_per_prompt
     size = max(1, config.batch_size // count)
-    stored = {data.prompt_key(item.prompt) for item in store.items(config.round)}
+    stored = {data.prompt_key(item.prompt): item.completions for item in store.items(config.round)}
+    keys = [data.prompt_key(prompt) for prompt in prompts]
     finished = total = 0
     with (
         Tracker(Path(config.output), stage="sample", config=config, tracking=config.tracking) as tracker,
@@ -109,27 +113,26 @@ def _fill(
     ):
         for start in range(0, len(prompts), size):
             chunk = range(start, min(start + size, len(prompts)))
-            if all(data.prompt_key(prompts[i]) in stored for i in chunk):
-                bar.advance(len(chunk))
-                continue
-            seed = seed_of(config.seed, "sample", config.round, start)
-            sampled = engine.generate(
-                [ids[i] for i in chunk for _ in range(count)],
-                max_tokens=config.max_completion_tokens,
-                temperature=config.temperature,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            completions = [_completion(config, tokenizer, s, seed) for s in sampled]
-            for place, i in enumerate(chunk):
-                if data.prompt_key(prompts[i]) not in stored:
-                    store.add_completions(prompts[i], completions[place * count : (place + 1) * count], config.round)
-            finished, total = finished + sum(s.finished for s in sampled), total + len(sampled)
-            length = sum(len(s.ids) for s in sampled) / len(sampled)
-            bar.advance(len(chunk), eos=finished / total, tokens=length)
-            rows = [(prompt_text(prompts[start]), c.text, c.finished) for c in completions[:count]]
+            if any(keys[i] not in stored for i in chunk):
+                seed = seed_of(config.seed, "sample", config.round, start)
+                sampled = engine.generate(
+                    [ids[i] for i in chunk for _ in range(count)],
+                    max_tokens=config.max_completion_tokens,
+                    temperature=config.temperature,
+                    generator=torch.Generator().manual_seed(seed),
+                )
+                completions = tuple(_completion(config, tokenizer, s, seed) for s in sampled)
+                for place, i in enumerate(chunk):
+                    if keys[i] not in stored:
+                        stored[keys[i]] = completions[place * count : (place + 1) * count]
+                        store.add_completions(prompts[i], stored[keys[i]], config.round)
+                bar.advance(0, tokens=sum(len(s.ids) for s in sampled) / len(sampled))
+            kept = [completion for i in chunk for completion in stored[keys[i]]]
+            finished, total = finished + sum(c.finished for c in kept), total + len(kept)
+            bar.advance(len(chunk), eos=finished / total)
+            rows = [(prompt_text(prompts[start]), c.text, c.finished) for c in stored[keys[start]]]
             tracker.table("samples", ("prompt", "completion", "finished"), rows, step=start)
-        summary = {"prompts": len(prompts), "completions_per_prompt": count, "sampled_now": total}
-        tracker.summary(summary | ({"eos_rate": finished / total} if total else {}))
+        tracker.summary({"prompts": len(prompts), "completions_per_prompt": count, "eos_rate": finished / total})
         write_report_data(Path(config.output), _report_data(config, len(prompts), total, finished))
     return SampleResult(config.store, len(prompts), len(prompts) * count)
 

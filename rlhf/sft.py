@@ -82,6 +82,8 @@ def train(
     steps = _steps(config, len(rows))
     last = _last_checkpoint(folder / "checkpoints")
     done = int(last.name.split("-")[-1]) if last else 0
+    if last:
+        checkpoint.remove_others(last)
     with (
         Tracker(
             folder, stage="sft", config=config, tracking=config.tracking, resume_step=done if last else None
@@ -160,6 +162,7 @@ def _arguments(config: SFTConfig, steps: int) -> Any:
         packing=False,
         train_sampling_strategy="group_by_length",
         logging_steps=config.log_every,
+        include_num_input_tokens_seen="non_padding",
         save_strategy="steps",
         save_steps=config.save_every,
         eval_strategy="no",
@@ -180,7 +183,7 @@ def _reporter(tracker: Tracker, bar: Bar) -> Any:
         "grad_norm": "grad_norm",
         "learning_rate": "lr",
         "mean_token_accuracy": "train/token_accuracy",
-        "num_tokens": "tokens",
+        "num_input_tokens_seen": "tokens",  # trl's own count begins again when a run goes on
     }
 
     class Reporter(TrainerCallback):
@@ -222,9 +225,7 @@ def _sealer() -> Any:
             if state.is_world_process_zero:
                 written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 checkpoint.seal(written)
-                for old in Path(args.output_dir).glob("checkpoint-*"):
-                    if old != written:
-                        shutil.rmtree(old)
+                checkpoint.remove_others(written)
 
     return Sealer()
 

@@ -34,8 +34,9 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Take note of signals instead of dying of them: `with stop_request() as stop: ... if stop: save, raise Stopped`.
 
-    A signal that the process ignores stays ignored, and outside the main thread, where Python handles no signals,
-    nothing is noted.
+    A request that came when there was no next step to look at it raises Stopped at the end of the block: whoever called
+    must not go on either. A signal that the process ignores stays ignored, and outside the main thread, where Python
+    handles no signals, nothing is noted.
     """
     request = StopRequest()
     before = {} if threading.current_thread() is not threading.main_thread() else _handlers()
@@ -51,6 +52,8 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
     finally:
         _restore(before)
+    if request.signum is not None:
+        raise Stopped("what was under way is finished: run it again to go on", request.signum)
 
 
 def _handlers() -> dict[int, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,27 @@ def test_same_seed_same_rankings_whatever_happened_between(tmp_path: Path) -> No
     other = make_store(tmp_path / "c.db", 15)
     run(other, seed=1)
     assert other.content_hash() != once.content_hash()
+
+
+@pytest.mark.parametrize("said", [1, 2, 7])
+def test_broken_off_between_two_turns_the_same_annotator_ranks_the_same_item(tmp_path: Path, said: int) -> None:
+    once, resumed = make_store(tmp_path / "a.db", 15), make_store(tmp_path / "b.db", 15)
+    run(once)
+    service = LabelService(resumed, Policy(overlap_share=0.2))
+    plain, calls = service.submit, iter(range(100))
+
+    def break_off(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == said:
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    service.submit = break_off
+    config = Simulation(utility=f"{HERE}:last_number")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(service, config)
+    service.submit = plain
+    simulate(service, config)
+    assert resumed.content_hash() == once.content_hash()
 
 
 def test_annotators_differ_and_equal_texts_tie(tmp_path: Path) -> None:

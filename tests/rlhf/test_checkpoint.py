@@ -202,3 +202,31 @@ def test_seeds_differ_in_every_part_and_never_change() -> None:
     assert checkpoint.seed_of(0, "rollout", 3, 0) == 26495174870894782, "a checkpoint of old must find its streams"
     assert min(seeds) >= 0
     assert max(seeds) < 2**63
+
+
+def test_what_a_killed_process_left_beside_a_checkpoint_goes(tmp_path: Path) -> None:
+    """Both our names and those of transformers' trainer."""
+    for prefix in ("step_", "checkpoint-"):
+        for name in ("2", "7", "9.writing"):
+            (tmp_path / f"{prefix}{name}").mkdir()
+        checkpoint.remove_others(tmp_path / f"{prefix}7")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "step_7"]
+
+
+def test_checkpoints_removed_half_way_are_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than found and damaged, which would end in a message to delete them by hand."""
+    folder = tmp_path / "checkpoints"
+    save(folder, 3)
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.is_dir():
+            (path / "step_000003" / "states.pt").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.remove_all(folder)
+    assert checkpoint.latest(folder) is None
+    checkpoint.remove_all(folder)
+    assert list(tmp_path.iterdir()) == []

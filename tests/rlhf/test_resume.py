@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_asked_twice_it_stops_at_once(root: Path) -> None:
 
 def test_the_handlers_are_put_back() -> None:
     before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
-    with stop_request() as stop:
+    with suppress(Stopped), stop_request() as stop:
         assert not stop
         signal.raise_signal(signal.SIGTERM)
         assert stop
@@ -209,6 +210,13 @@ def test_the_handlers_are_put_back() -> None:
     with stop_request() as stop:
         pass
     assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_request_that_no_step_looked_at_stops_at_the_end() -> None:
+    """As while the model is written after the last step: the next stage must not begin."""
+    with pytest.raises(Stopped) as stopped, stop_request():
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.status == 143
 
 
 def test_what_the_process_ignores_stays_ignored() -> None:

@@ -123,6 +123,9 @@ def test_an_interrupted_run_goes_on_to_the_same_store(
     sample.run(broken)
     sample.run(whole)
     assert stored(broken) == stored(whole)
+    for record in ("samples.jsonl", "summary.json"):
+        ours, theirs = (Path(given.output) / record for given in (broken, whole))
+        assert ours.read_text() == theirs.read_text(), "what was sampled before the interruption is in it too"
 
 
 def test_more_prompts_add_theirs_and_leave_the_others_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
