@@ -129,7 +129,9 @@ def test_limits_of_length_hold_for_the_stages_after(config: RunConfig) -> None:
         ppo=PPOConfig(max_prompt_tokens=20),
     )
     made = pipeline.resolve(config)
-    limits = {name: (made[name].max_prompt_tokens, made[name].max_completion_tokens) for name in made if name != "label"}
+    limits = {
+        name: (made[name].max_prompt_tokens, made[name].max_completion_tokens) for name in made if name != "label"
+    }
     assert limits == {"sft": (24, 32), "sample": (24, 40), "reward": (24, 40), "ppo": (20, 40), "evaluate": (24, 40)}
     alone = pipeline.resolve(replace(config, sft=replace(config.sft, data=None)))
     assert alone["sample"].max_prompt_tokens == SampleConfig().max_prompt_tokens, "there is no SFT to follow"
