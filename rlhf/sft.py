@@ -198,6 +198,8 @@ def _reporter(tracker: Tracker, bar: Bar) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             known = {} if math.isnan(self.loss) else {"loss": self.loss}
             bar.advance(1, **known, epoch=state.epoch or 0.0)
+            # a line is the mean since the last one, which no checkpoint holds: so one begins with each checkpoint
+            control.should_log |= control.should_save
 
     return Reporter()
 

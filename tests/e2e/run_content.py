@@ -108,6 +108,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "scheduler.pt": _tensors,
     "started.json": _nothing,
     "states.pt": _tensors,
+    "trainer_state.json": _fields("global_step", "max_steps", "num_input_tokens_seen"),  # metrics.jsonl has the rest
     "training_args.bin": _nothing,
 }
 """By file name; any other file is compared to the bit."""
