@@ -86,12 +86,14 @@ def train(
             batch = task.rollout(step, kl_coef=kl_controller.value)
             sampled = time.perf_counter()
             updated = task.update(step, batch)
+            of_rollout = task.metrics(batch, kl_coef=kl_controller.value)
             metrics = {
-                **task.metrics(batch, kl_coef=kl_controller.value),
+                **of_rollout,
                 **updated,
                 "objective/kl_coef": kl_controller.value,
                 "lr": task.learner.schedule.get_last_lr()[0],
                 "episode": (step + 1) * config.batch_size,
+                "tokens": metrics.get("tokens", 0) + round(of_rollout["gen/length_mean"] * config.batch_size),
             }
             running = running or {"start": {name: metrics[name] for name in alarms.COMPARED_WITH_START}, "alarmed": {}}
             kl_controller.update(metrics["objective/kl"], config.batch_size)

@@ -146,7 +146,7 @@ def test_the_embedded_model_is_converted_once_into_an_ordinary_folder() -> None:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         ours, theirs = model(input_ids=ids).logits, plain(input_ids=ids).logits
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)  # another attention kernel
     assert tokenizer.decode(ours[0, -1].argmax()) == " Paris"
 
 

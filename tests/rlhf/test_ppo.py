@@ -132,6 +132,8 @@ def test_a_run_leaves_a_record_and_a_folder_that_transformers_reads(
     records = world.records(tmp_path)
     assert [record["step"] for record in records] == [1, 2, 3, 4], "37 episodes are four steps of 8, and no part of one"
     assert [record["episode"] for record in records] == [8, 16, 24, 32]
+    of_steps = [8 * record["gen/length_mean"] for record in records]
+    assert [record["tokens"] for record in records] == pytest.approx([sum(of_steps[: n + 1]) for n in range(4)])
     assert set(result.metrics) | {"step"} == set(records[-1])
     plain = AutoModelForCausalLM.from_pretrained(result.model_folder)
     trained = dict(result.policy.named_parameters())
