@@ -20,6 +20,7 @@ from rlhf.config import Simulation
 from rlhf.data import prompt_key, resolve
 from rlhf.progress import Bar
 from rlhf.sources import told
+from rlhf.stopping import StopRequest
 from rlhf.store import Item
 from rlhf.types import DataError, Prompt
 
@@ -50,11 +51,12 @@ class Annotator:
         return float(_generator(self.seed, self.name, prompt_key(prompt), text).standard_normal())
 
 
-def simulate(service: LabelService, config: Simulation, bar: Bar | None = None) -> int:
+def simulate(service: LabelService, config: Simulation, bar: Bar | None = None, stop: StopRequest | None = None) -> int:
     """Let the annotators rank, taking turns, until nothing is left for any of them; returns how many rankings.
 
     The turn is always with whoever has ranked least: after an interruption it goes on where it was.
-    Raises ConfigError where the utility cannot be found, DataError where it does not return finite numbers.
+    Raises ConfigError where the utility cannot be found, DataError where it does not return finite numbers, and Stopped
+    after the turn in which `stop` was asked for.
     """
     judge = _Judge(resolve(config.utility), config.utility, service.store.items(service.policy.round))
     ranked = {each: service.progress(each.name).ranked for each in annotators(config)}
@@ -62,6 +64,8 @@ def simulate(service: LabelService, config: Simulation, bar: Bar | None = None) 
     while ranked:
         before, fewest = done, min(ranked.values())
         for each in [each for each, count in ranked.items() if count == fewest]:
+            if stop is not None:
+                stop.heed("what was ranked is in the store: run it again to go on")
             if _turn(service, each, judge):
                 ranked[each] += 1
                 done += 1

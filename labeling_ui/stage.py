@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rlhf.data import write_rankings
 from rlhf.progress import progress, quiet, say
 from rlhf.report_data import Fact, Line, Plot, ReportData, Table, write_report_data
 from rlhf.run_folder import write_json
+from rlhf.stopping import StopRequest, stop_request
 from rlhf.store import Store
 from rlhf.tracking import Tracker
 from rlhf.types import DataError
@@ -46,20 +47,19 @@ def run(config: LabelConfig) -> LabelResult:
     With `simulate`, annotators of known utility rank until nothing is left; without, the page is served until it is
     interrupted. Raises DataError where the store is missing or has nothing to rank.
     """
-    store = Store(config.store, create=False)
-    policy = Policy(config.overlap, config.overlap_share, config.round, config.seed)
-    service = LabelService(store, policy, guideline_version=config.guideline_version)
-    try:
+    # of Ctrl-C while a connection closes, SQLAlchemy would make a traceback, or nothing
+    watch = stop_request() if config.simulate else nullcontext(StopRequest())
+    with watch as stop, closing(Store(config.store, create=False)) as store:
+        policy = Policy(config.overlap, config.overlap_share, config.round, config.seed)
+        service = LabelService(store, policy, guideline_version=config.guideline_version)
         if not store.items(config.round):
             raise DataError(f"{config.store} has nothing to rank in round {config.round}: run `rlhf sample` first")
         if config.simulate is None:
             _serve(service, config)
         else:
             with progress("label", total=service.wanted()) as bar:
-                simulate(service, config.simulate, bar)
+                simulate(service, config.simulate, bar, stop)
         return _conclude(store, config)
-    finally:
-        store.close()
 
 
 def _serve(service: LabelService, config: LabelConfig) -> None:

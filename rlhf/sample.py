@@ -17,6 +17,7 @@ from rlhf.generation import Engine
 from rlhf.generation.plain import PlainEngine
 from rlhf.progress import progress, say
 from rlhf.report_data import Fact, ReportData, write_report_data
+from rlhf.stopping import stop_request
 from rlhf.store import Store
 from rlhf.tracking import Tracker
 from rlhf.types import Completion, DataError, Prompt, prompt_text
@@ -110,8 +111,10 @@ def _fill(
     with (
         Tracker(Path(config.output), stage="sample", config=config, tracking=config.tracking) as tracker,
         progress("sample", total=len(prompts)) as bar,
+        stop_request() as stop,  # of Ctrl-C while a connection closes, SQLAlchemy would make a traceback, or nothing
     ):
         for start in range(0, len(prompts), size):
+            stop.heed("what was sampled is in the store: run it again to go on")
             chunk = range(start, min(start + size, len(prompts)))
             if any(keys[i] not in stored for i in chunk):
                 seed = seed_of(config.seed, "sample", config.round, start)

@@ -29,6 +29,11 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signum is not None
 
+    def heed(self, message: str) -> None:
+        """Raise Stopped if somebody asked."""
+        if self.signum is not None:
+            raise Stopped(message, self.signum)
+
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
@@ -52,8 +57,7 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
     finally:
         _restore(before)
-    if request.signum is not None:
-        raise Stopped("what was under way is finished: run it again to go on", request.signum)
+    request.heed("what was under way is finished: run it again to go on")
 
 
 def _handlers() -> dict[int, object]:
