@@ -30,6 +30,7 @@ from rlhf.memory import keep_freed_memory
 from rlhf.progress import is_main_process, quiet, say
 from rlhf.report_data import read_report_data
 from rlhf.run_folder import ENVIRONMENT, LOCK, REPORT, SAMPLES, held, read_json, read_records, write_json
+from rlhf.stopping import stop_request
 from rlhf.types import ConfigError, DataError, RewardFn
 
 MODULES = {
@@ -103,7 +104,8 @@ def run_stage(name: str, config: Any) -> None:
     quiet()
     keep_freed_memory()
     with _alone(name, config):
-        work = import_module(MODULES[name]).run
+        with stop_request():  # a library that is being imported may swallow Ctrl-C
+            work = import_module(MODULES[name]).run
         if name in ("ppo", "evaluate"):
             work(config, load_reward=partial(load_reward, precision=config.precision))
         else:

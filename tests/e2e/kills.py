@@ -221,7 +221,7 @@ def interrupt(bench: Bench, trial: Trial, times: int, chance: random.Random) -> 
                 trial.interrupts += 1
                 trial.moments.append(round(moment, 3))
                 trial.problems += [f"Ctrl-C after {moment:.3f} s: {what}" for what in _impolite(status, said)]
-                go_on = shlex.split(said.splitlines()[-1].partition(": rlhf ")[2]) or go_on
+                go_on = shlex.split(said.partition("\nStopped. To go on from the last checkpoint: rlhf ")[2]) or go_on
         _look(bench, trial, folder, go_on)
 
 
@@ -242,7 +242,7 @@ def _is_done(folder: Path, stage: str) -> bool:
 def _impolite(status: int, said: str) -> Iterator[str]:
     """What a command did after Ctrl-C that it should not."""
     last = said.splitlines()[-1] if said.strip() else ""
-    if status != 130:
+    if status not in (130, -signal.SIGINT):  # which a shell calls 130 too: Python's end if the signal fell into `exec`
         yield f"status {status}, not 130"
     if not last.startswith("Stopped. To go on"):
         yield f"the last line is {last!r}"
