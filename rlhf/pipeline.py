@@ -203,7 +203,8 @@ def _held_out(config: RunConfig) -> float:
 def _run_stage(name: str, stages: Mapping[str, Any], *, forced: bool) -> None:
     config = stages[name]
     folder = Path(config.output)
-    mark = fingerprint(config, _also_read(name, stages))
+    with stop_request():  # in SQLAlchemy's callbacks Ctrl-C would be lost
+        mark = fingerprint(config, _also_read(name, stages))
     done, started = _mark(folder / DONE), _mark(folder / STARTED)
     if done == mark and not forced and _has_result(name, config):
         say(f"{name}: nothing has changed since it was done, skipped")
@@ -220,7 +221,8 @@ def _run_stage(name: str, stages: Mapping[str, Any], *, forced: bool) -> None:
     say(f"{name}: running, results go to {folder}")
     run_stage(name, config)
     write_json(folder / DONE, {"fingerprint": mark, "finished_at": datetime.now(UTC).isoformat()})
-    gc.collect()  # the models of this stage, before those of the next are loaded
+    with stop_request():  # as above
+        gc.collect()  # the models of this stage, before those of the next are loaded
 
 
 def _also_read(name: str, stages: Mapping[str, Any]) -> dict[str, str | None]:
