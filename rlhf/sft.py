@@ -200,6 +200,8 @@ def _reporter(tracker: Tracker, bar: Bar) -> Any:
             bar.advance(1, **known, epoch=state.epoch or 0.0)
             # a line is the mean since the last one, which no checkpoint holds: so one begins with each checkpoint
             control.should_log |= control.should_save
+            # gone on with from the last step's checkpoint, the trainer would take one step more
+            control.should_save &= state.global_step < state.max_steps
 
     return Reporter()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,19 @@ def test_a_killed_fine_tuning_ends_as_if_it_had_never_stopped(trainable: str, ro
     (file,) = (folder / "model").glob("*.safetensors")
     ours, theirs = load_file(file), load_file(unbroken / "model" / file.name)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_a_fine_tuning_killed_after_its_last_step_takes_none_more(trainable: str, root: Path, tmp_path: Path) -> None:
+    """As when it is killed while it is measured."""
+    first = broken_runs.fine_tune(trainable, root, tmp_path)
+    before = world.records(tmp_path)
+    trained = {name: weight.clone() for name, weight in first.policy.state_dict().items()}
+    shutil.rmtree(first.model_folder)
+    again = broken_runs.fine_tune(trainable, root, tmp_path)
+    assert world.records(tmp_path) == before
+    assert all(torch.equal(weight, trained[name]) for name, weight in again.policy.state_dict().items())
+    assert [path.name for path in tmp_path.glob("checkpoints/checkpoint-*")] == ["checkpoint-4"]
 
 
 # ---------------------------------------------------------------- stopping cleanly
