@@ -47,7 +47,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 acceptance: demo test
-	$(BIN)/python -m tests.e2e.kills --times 10 --seed 0
+	$(BIN)/python -m tests.e2e.kills --times 10 --seed 0 --fork
 	$(BIN)/python -m experiments.exact_optimum.acceptance
 
 bench: $(STAMP)
