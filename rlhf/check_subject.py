@@ -326,11 +326,7 @@ def branch_gap(policy: Any, batch: Sequences) -> float:
 def _trunk_of(policy: Any) -> tuple[Any, Any, int]:
     """The bare model, its layers, and how many of them are frozen below all that is trained."""
     inner = policy.get_base_model() if hasattr(policy, "peft_config") else policy
-    _, layers = models.layers_of(inner)
-    trained = [any(weight.requires_grad for weight in layer.parameters()) for layer in layers]
-    if any(weight.requires_grad for weight in inner.get_input_embeddings().parameters()):
-        return inner, layers, 0
-    return inner, layers, trained.index(True) if True in trained else len(layers)
+    return inner, models.layers_of(inner)[1], models.frozen_depth(inner)
 
 
 @torch.no_grad()
