@@ -1,7 +1,7 @@
 """Attention over short sequences on a CPU, where torch's fused kernel takes most of its time in the backward pass.
 
-On two cores, forward and backward of 32 sequences of 34 tokens (9 heads of 64) take 22 ms a layer fused and 3 ms as the
-three plain operations; the fused one is ahead from some 300 tokens on (`experiments/benchmarks/attention.py`).
+On two cores, forward and backward of 32 sequences of 34 tokens (9 heads of 64) take 27 ms a layer fused and 5 ms as the
+plain operations; the fused one is ahead from some 500 tokens on (`python -m experiments.benchmarks.attention`).
 """
 
 from __future__ import annotations
