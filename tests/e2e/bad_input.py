@@ -13,7 +13,8 @@ from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 
 LIMITS = "--max_prompt_tokens 32 --max_completion_tokens 6 --precision fp32 --output run --tracking.wandb off"
 COMMANDS = {
-    "sft": f"sft --model model --data demos.jsonl --held_out 0 --batch_size 8 --micro_batch_size 4 {LIMITS}",
+    "sft": f"sft --model model --data demos.jsonl --held_out 0 --batch_size 4 --micro_batch_size 4 "
+    f"--save_every 1 {LIMITS}",
     "sample": f"sample --model model --prompts prompts.jsonl --completions_per_prompt 2 --store run/labels.db {LIMITS}",
     "label": "label --store labels.db --simulate.utility mine:utility --output run --tracking.wandb off",
     "reward": f"reward --model model --rankings rankings.jsonl --held_out 0 --batch_size 8 {LIMITS}",

@@ -191,7 +191,7 @@ def test_answers_appear_one_after_the_other_and_a_reset_in_between_stays(
     waiting.get_by_text(re.compile(r"\d+\.\d s")).wait_for()
     assert "is writing" in waiting.inner_text()
     page.locator("#reset").click()
-    page.wait_for_function("!document.querySelector('.exchange')")
+    page.wait_for_function("!document.querySelector('.exchange') && !document.querySelector('#prompt textarea').value")
     engine.may.set()
     page.locator("#prompt textarea").fill("q")
     page.locator("#answer").click()
