@@ -205,6 +205,26 @@ class LabelConfig:
     guideline_version: int = 1
     round: int = 0
     """Which round's items are ranked."""
+    accounts: bool = False
+    """Annotators log in with their own names (`rlhf accounts`); needed to be reached from other machines."""
+    public_url: str | None = None
+    """With `accounts`: the address in the annotators' browsers behind a proxy, such as https://label.example.org/rank."""
+    criteria: list[str] = field(default_factory=list)
+    """What else each completion is rated for, from 1 to 5, such as `helpful`; optional for annotators."""
+    quiz: str | None = None
+    """A YAML file of questions that an annotator answers before the first item."""
+    gold: str | None = None
+    """A rankings JSONL whose answers are known; its items are mixed in, unmarked, at `gold_rate`."""
+    gold_rate: float = 0.0
+    """Share of an annotator's items that are gold."""
+    repeat_rate: float = 0.0
+    """Share of an annotator's items that they have ranked before, shown in another order, unmarked."""
+    words_per_second: float = 12.0
+    """Who ranks an item faster than its words could be read at this speed is marked as too fast, never refused."""
+    lease_minutes: float = 30.0
+    """How long an item that was handed out and not ranked holds its place."""
+    edit_minutes: float = 60.0
+    """How long a submitted ranking can be changed."""
     simulate: Simulation | None = None
     """Given: simulated annotators rank, and no page opens."""
     seed: int = 0
@@ -217,6 +237,11 @@ class LabelConfig:
         require(self.overlap >= 1, "overlap", self.overlap, "at least 1")
         require(0 <= self.overlap_share <= 1, "overlap_share", self.overlap_share, "between 0 and 1")
         require(bool(self.annotator.strip()), "annotator", self.annotator, "a name")
+        for name in ("gold_rate", "repeat_rate"):
+            require(0 <= getattr(self, name) <= 0.5, name, getattr(self, name), "between 0 and 0.5")
+        for name in ("words_per_second", "lease_minutes", "edit_minutes"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.gold is not None or self.gold_rate == 0, "gold_rate", self.gold_rate, "0 without `gold`")
         if self.simulate:
             require(self.overlap <= self.simulate.annotators, "overlap", self.overlap, "at most simulate.annotators")
 
