@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from labeling_ui import assignment
 from labeling_ui.assignment import DONE, OPEN, SKIPPED, Assignment, Policy
 from rlhf.schema import assignments, completions, items, rankings
-from rlhf.store import Judgement, Store, add_ranking
+from rlhf.store import Judgement, Store, add_ranking, withdraw
 from rlhf.types import DataError, Prompt
 
 FLAGS = {
@@ -145,8 +145,7 @@ class LabelService:
             last = assignment.last_closed(connection, annotator, self.policy)
             if last is None:
                 return None
-            mine = (rankings.c.assignment_id == last.id, rankings.c.active)
-            connection.execute(sa.update(rankings).where(*mine).values(active=False))
+            withdraw(connection, last.id)
             until = self._clock() + self.policy.lease_seconds
             assignment.move(connection, last, OPEN, leased_until=until, undone=last.state)
             return last.id

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from rlhf.schema import assignments, completions, items, rankings
-from rlhf.store import Store, add_event
+from rlhf.event_log import FORGET, add_event
+from rlhf.schema import assignments, completions, drafts, gold, items, rankings
+from rlhf.store import Store
 
 SIMULATED = "simulated-"
 """How the names of simulated annotators begin."""
@@ -17,10 +18,14 @@ def forget(store: Store, *, round: int, samples: bool) -> None:
     simulated = sa.and_(assignments.c.item_id.in_(of_round), assignments.c.annotator.startswith(SIMULATED))
     with store.write() as connection:
         theirs = sa.select(assignments.c.id).where(simulated)
-        connection.execute(sa.delete(rankings).where(rankings.c.assignment_id.in_(theirs)))
+        said = sa.select(rankings.c.assignment_id).where(rankings.c.assignment_id.in_(theirs)).distinct()
+        forgotten = sorted(connection.scalars(said))
+        for table in (rankings, drafts):
+            connection.execute(sa.delete(table).where(table.c.assignment_id.in_(theirs)))
         connection.execute(sa.delete(assignments).where(simulated))
         if samples:
             unseen = of_round.where(items.c.id.not_in(sa.select(assignments.c.item_id)))
+            connection.execute(sa.delete(gold).where(gold.c.item_id.in_(unseen)))
             connection.execute(sa.delete(completions).where(completions.c.item_id.in_(unseen)))
             connection.execute(sa.delete(items).where(items.c.id.in_(unseen)))
-        add_event(connection, "forget", round=round, samples=samples)
+        add_event(connection, FORGET, round=round, samples=samples, forgotten=forgotten)

@@ -10,18 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from rlhf.contract import digest
 from rlhf.data import prompt_key, ranking_to_json, write_rankings
-from rlhf.schema import assignments, check_version, completions, connect, events, items, meta, rankings, tables
+from rlhf.event_log import add_event, now
+from rlhf.judgements import (
+    TASK,
+    Judgement,
+    add_ranking,
+    completions_of,
+    insert,
+    judgement_of,
+    standing,
+    withdraw,
+)
+from rlhf.schema import assignments, check_version, completions, connect, items, meta, rankings, tables
 from rlhf.types import Completion, DataError, Prompt, Ranking
+
+__all__ = ["Counts", "Item", "Judgement", "Store", "add_event", "add_ranking", "insert", "now", "withdraw"]
 
 
 @dataclass(frozen=True)
@@ -32,19 +43,6 @@ class Item:
     prompt: Prompt
     completions: tuple[Completion, ...]
     round: int
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What one annotator said about one item; `ranks[i]` belongs to completion i as stored, None is set aside."""
-
-    ranks: tuple[int | None, ...]
-    presented_order: tuple[int, ...] | None = None
-    flags: dict[str, Any] = field(default_factory=dict)
-    rationale: str | None = None
-    seconds: float | None = None
-    guideline_version: int = 1
-    created_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,16 +116,16 @@ class Store:
         """All items (of one round), in the order in which they were stored."""
         wanted = sa.true() if round is None else items.c.round == round
         with self.read() as connection:
-            texts = _completions_of(connection, wanted)
+            texts = completions_of(connection, wanted)
             rows = connection.execute(sa.select(items).where(wanted).order_by(items.c.id)).all()
         return [Item(row.id, row.prompt, tuple(texts[row.id]), row.round) for row in rows]
 
     def counts(self) -> Counts:
-        """Sizes of the tables; superseded and undone rankings do not count."""
+        """Sizes of the tables; superseded and undone rankings, gold items and repeats do not count."""
         by_annotator = (
             sa.select(assignments.c.annotator, sa.func.count())
             .join(rankings, rankings.c.assignment_id == assignments.c.id)
-            .where(rankings.c.active)
+            .where(rankings.c.active, assignments.c.kind == TASK)
             .group_by(assignments.c.annotator)
             .order_by(assignments.c.annotator)
         )
@@ -142,21 +140,21 @@ class Store:
 
     # -------------------------------------------------------------------------------------------- what was said
 
-    def rankings(self, annotators: Sequence[str] | None = None, rounds: Sequence[int] | None = None) -> list[Ranking]:
-        """The rankings that stand, ordered by round, item and annotator however they came in."""
-        wanted = sa.true() if rounds is None else items.c.round.in_(list(rounds))
-        query = (
-            sa.select(rankings, assignments.c.annotator, items.c.id.label("item"), items.c.prompt, items.c.round)
-            .join(assignments, rankings.c.assignment_id == assignments.c.id)
-            .join(items, assignments.c.item_id == items.c.id)
-            .where(rankings.c.active, wanted)
-            .order_by(items.c.round, items.c.key, assignments.c.annotator)
-        )
-        if annotators is not None:
-            query = query.where(assignments.c.annotator.in_(list(annotators)))
+    def rankings(
+        self,
+        annotators: Sequence[str] | None = None,
+        rounds: Sequence[int] | None = None,
+        kinds: Sequence[str] = (TASK,),
+        resolved: bool = False,
+    ) -> list[Ranking]:
+        """The rankings that stand, ordered by round, item and annotator however they came in.
+
+        Gold items and repeats are other `kinds`, left out by default. With `resolved`, an item that was adjudicated
+        (by one of `annotators`, where they are given) yields that ranking alone.
+        """
         with self.read() as connection:
-            texts = _completions_of(connection, wanted)
-            return [_ranking(row, tuple(each.text for each in texts[row.item])) for row in connection.execute(query)]
+            found = standing(connection, annotators=annotators, rounds=rounds, kinds=kinds, resolved=resolved)
+        return list(found.values())
 
     def import_rankings(self, incoming: Sequence[Ranking]) -> int:
         """Take rankings from elsewhere and return how many were new; the same file a second time changes nothing.
@@ -168,54 +166,20 @@ class Store:
 
     def export(self, path: str | Path) -> int:
         """Write the rankings that stand as JSON lines, all or nothing; returns how many."""
-        standing = self.rankings()
-        write_rankings(path, standing)
-        return len(standing)
+        found = self.rankings(resolved=True)
+        write_rankings(path, found)
+        return len(found)
 
     def content_hash(self) -> str:
         """Fingerprint of what the rankings say: not of the file, nor of when and how fast they were given."""
         lines = (
             json.dumps(ranking_to_json(replace(ranking, created_at=None, seconds=None)), sort_keys=True)
-            for ranking in self.rankings()
+            for ranking in self.rankings(resolved=True)
         )
         return digest("\n".join(lines))
 
 
 # ------------------------------------------------------------------------------------- steps inside a transaction
-
-
-def insert(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> int:
-    """Insert one row and return its id."""
-    return connection.scalars(sa.insert(table).values(row).returning(table.c.id)).one()
-
-
-def add_event(
-    connection: sa.Connection, kind: str, annotator: str | None = None, item_id: int | None = None, **payload: Any
-) -> int:
-    """Append to the log and return the event's number; events are never changed or removed."""
-    row = {"at": now(), "kind": kind, "annotator": annotator, "item_id": item_id, "payload": payload}
-    return insert(connection, events, row)
-
-
-def add_ranking(connection: sa.Connection, assignment_id: int, idempotency_key: str, judgement: Judgement) -> int:
-    """Store a judgement as the assignment's active ranking, superseding what stood; returns its id."""
-    mine = rankings.c.assignment_id == assignment_id
-    last = connection.scalars(sa.select(sa.func.max(rankings.c.version)).where(mine)).one()
-    connection.execute(sa.update(rankings).where(mine, rankings.c.active).values(active=False))
-    row = {
-        **asdict(judgement),
-        "assignment_id": assignment_id,
-        "idempotency_key": idempotency_key,
-        "version": (last or 0) + 1,
-        "active": True,
-        "created_at": judgement.created_at or now(),
-    }
-    return insert(connection, rankings, row)
-
-
-def now() -> str:
-    """The present moment, as stored: ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Completion], round: int) -> int:
@@ -229,7 +193,7 @@ def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Complet
     item_id = insert(connection, items, row)
     rows = [{**asdict(each), "item_id": item_id, "position": position} for position, each in enumerate(texts)]
     connection.execute(sa.insert(completions), rows)
-    add_event(connection, "item", item_id=item_id, completions=len(texts))
+    add_event(connection, "item", item_id=item_id, key=key, completions=len(texts))
     return item_id
 
 
@@ -237,10 +201,17 @@ def _import(connection: sa.Connection, ranking: Ranking) -> bool:
     key = "import:" + digest(json.dumps(ranking_to_json(ranking), sort_keys=True, ensure_ascii=False))
     texts = [Completion(text, model="imported", seed=0) for text in ranking.completions]
     item_id = _add_item(connection, ranking.prompt, texts, ranking.round)
-    mine = sa.and_(assignments.c.item_id == item_id, assignments.c.annotator == ranking.annotator)
+    mine = sa.and_(
+        assignments.c.item_id == item_id,
+        assignments.c.annotator == ranking.annotator,
+        assignments.c.kind == TASK,
+    )
     assignment_id = connection.scalars(sa.select(assignments.c.id).where(mine)).one_or_none()
+    marks = ranking.flags.get("marks", [])
+    flags = {name: value for name, value in ranking.flags.items() if name != "marks"}
+    judgement = judgement_of(replace(ranking, flags=flags))
     said = connection.execute(sa.select(rankings).where(rankings.c.assignment_id == assignment_id)).all()
-    if any(row.idempotency_key == key or (row.active and _judgement(row) == _judgement(ranking)) for row in said):
+    if any(row.idempotency_key == key or (row.active and judgement_of(row) == judgement) for row in said):
         return False
     event = add_event(connection, "import", ranking.annotator, item_id)
     order = ranking.presented_order or tuple(range(len(texts)))
@@ -250,33 +221,5 @@ def _import(connection: sa.Connection, ranking: Ranking) -> bool:
         assignment_id = insert(connection, assignments, row)
     else:
         connection.execute(sa.update(assignments).where(assignments.c.id == assignment_id).values(place))
-    add_ranking(connection, assignment_id, key, _judgement(ranking))
+    add_ranking(connection, assignment_id, key, judgement, marks)
     return True
-
-
-def _judgement(source: Ranking | sa.Row) -> Judgement:
-    """The part of a ranking, or of its row, that the annotator gave."""
-    values = {each.name: getattr(source, each.name) for each in fields(Judgement)}
-    order = values.pop("presented_order")
-    ranks = tuple(values.pop("ranks"))
-    return Judgement(ranks=ranks, presented_order=None if order is None else tuple(order), **values)
-
-
-def _ranking(row: sa.Row, texts: tuple[str, ...]) -> Ranking:
-    said = vars(_judgement(row))
-    return Ranking(prompt=row.prompt, completions=texts, annotator=row.annotator, round=row.round, **said)
-
-
-def _completions_of(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> dict[int, list[Completion]]:
-    """The completions of the wanted items, by item and in stored order."""
-    query = (
-        sa.select(completions)
-        .join(items, completions.c.item_id == items.c.id)
-        .where(wanted)
-        .order_by(completions.c.item_id, completions.c.position)
-    )
-    found: dict[int, list[Completion]] = {}
-    for row in connection.execute(query):
-        each = Completion(row.text, row.model, row.seed, row.settings, row.finished)
-        found.setdefault(row.item_id, []).append(each)
-    return found

@@ -255,7 +255,7 @@ def test_an_undone_ranking_stays_in_the_store(make: Make) -> None:
         rows = connection.execute(sa.select(schema.rankings.c.active)).scalars().all()
         kinds = connection.execute(sa.select(schema.events.c.kind).order_by(schema.events.c.id)).scalars().all()
     assert rows == [False]
-    assert kinds == ["item", "item", "item", "assigned", "done", "open"]
+    assert kinds == ["item", "item", "item", "assigned", "ranking", "done", "withdrawn", "open"]
 
 
 def test_skipping_what_is_ranked_changes_nothing(make: Make) -> None:
