@@ -22,7 +22,7 @@ from rlhf.model_files import is_classifier, local_source
 from rlhf.models import autocast, compute_dtype, device, load_classifier, load_tokenizer
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.text import encode_completion, encode_prompt
-from rlhf.trunk import StateFile
+from rlhf.trunk import StateFile, Trunk
 from rlhf.types import ContractError, DataError, Prompt
 
 OnProgress = Callable[[int], None]
@@ -59,6 +59,7 @@ class RewardModel:
         self.batch_size = batch_size
         self._dtype = compute_dtype(precision, _device_of(classifier))
         self.score_mean, self.score_std = calibration(classifier)
+        self._trunk: Trunk | None = None
 
     @staticmethod
     def load(folder: str | Path, *, precision: Precision = "auto", batch_size: int = 32) -> RewardModel:
@@ -79,14 +80,44 @@ class RewardModel:
         """(N,) the classifier's own logits, fp32, on the CPU. Raises DataError for lists of different lengths."""
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts for {len(completions)} completions: give one of each")
+        return scores_of(
+            self.classifier,
+            self.rows(prompts, completions),
+            pad=self.tokenizer.pad_token_id,
+            dtype=self._dtype,
+            batch_size=self.batch_size,
+        )
+
+    def rows(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
+        """What it reads: the ids of each prompt and its completion, and EOS."""
         limit = self.contract.max_completion_tokens if self.contract else None
-        rows = [
+        return [
             encode_prompt(self.tokenizer, prompt) + encode_completion(self.tokenizer, completion, max_tokens=limit)
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        return scores_of(
-            self.classifier, rows, pad=self.tokenizer.pad_token_id, dtype=self._dtype, batch_size=self.batch_size
-        )
+
+    def on_trunk(self, policy: Contract) -> bool:
+        """Whether its lower layers are the policy's frozen trunk, by both contracts, and can be left out."""
+        if self.contract is None or not self.contract.shares_trunk_with(policy):
+            return False
+        if self._trunk is None:
+            self._trunk = Trunk.of(self.classifier, self._dtype, depth=policy.trunk_depth)
+        return self._trunk is not None
+
+    @torch.no_grad()
+    def score_hidden(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """(B,) calibrated scores, fp32, from the trunk's states (B, L, D) of rows of `lengths` (B,) tokens.
+
+        The rows are padded on the right and end with EOS. Equal to scoring their text. Ask `on_trunk` first.
+        """
+        assert self._trunk is not None, "on_trunk says whether these states mean anything to this model"
+        raw = torch.empty(len(hidden))
+        for rows in lengths.argsort(stable=True).split(GROUP):
+            longest = int(lengths[rows].max())
+            blank = [[0] * length for length in lengths[rows].tolist()]
+            with self._trunk.handing_on(unwrapped(self.classifier), hidden[rows, :longest]):
+                raw[rows] = sequence_scores(self.classifier, blank, pad=0, dtype=self._dtype).cpu()
+        return (raw - self.score_mean) / self.score_std
 
     def check_policy(self, policy: Contract, *, name: str) -> None:
         """Refuse a policy whose conversations this model would read differently; raises ContractError."""

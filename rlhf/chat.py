@@ -24,9 +24,10 @@ from rlhf.contract import Contract, check_same_template
 from rlhf.generation import Engine, Generated
 from rlhf.model_files import local_source
 from rlhf.progress import progress, say
-from rlhf.rollout import checked_scores, measure
+from rlhf.rollout import measure
 from rlhf.run_folder import append_record, open_to_append
 from rlhf.sample import choose_prompts, plain_engine
+from rlhf.scoring import checked_scores
 from rlhf.sequences import Sequences
 from rlhf.types import DataError, Message, Prompt, RewardFn, UserError
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf import models, rollout, text
+from rlhf import models, text
 from rlhf.check_report import Finding, failed, noted, passed, skipped, within
 from rlhf.check_subject import RewardSubject, TrainedReward, largest
+from rlhf.scoring import checked_scores
 from rlhf.sequences import length_mask, pad_rows
 
 HEAD = "score.weight"
@@ -27,7 +28,7 @@ RULE = "the reward is a function, not a model"
 def scores(subject: RewardSubject) -> Finding:
     """One finite score per completion, the same each time, and not the same for all."""
     prompts, completions = subject.texts
-    once, again = (rollout.checked_scores(subject.reward, prompts, completions) for _ in range(2))
+    once, again = (checked_scores(subject.reward, prompts, completions) for _ in range(2))
     if once != again:
         return failed(
             "the same completions get other scores the second time",

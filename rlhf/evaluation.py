@@ -18,9 +18,10 @@ from rlhf.contract import Contract
 from rlhf.generation import Generated
 from rlhf.progress import Bar, progress, say
 from rlhf.report_data import write_report_data
-from rlhf.rollout import checked_scores, measure, partition
+from rlhf.rollout import measure, partition
 from rlhf.run_folder import finite, write_json
 from rlhf.sample import choose_prompts, plain_engine
+from rlhf.scoring import checked_scores
 from rlhf.sequences import Sequences
 from rlhf.sources import resolve
 from rlhf.statistics import Estimate

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any, cast
@@ -30,7 +31,7 @@ from rlhf.sequences import Sequences
 from rlhf.stopping import Stopped, stop_request
 from rlhf.tracking import Tracker
 from rlhf.trunk import Trunk
-from rlhf.types import ConfigError, DataError, Prompt, RewardFn, UserError, prompt_text
+from rlhf.types import ConfigError, DataError, Prompt, RewardFn, TrunkReward, UserError, prompt_text
 from rlhf.update import UpdateSettings, reducer, update
 
 ALARM_AGAIN_AFTER = 20
@@ -162,6 +163,8 @@ class _Task:
         )
         ref_policy = models.frozen_copy(policy)
         self.trunk = None if sharded else Trunk.of(policy, dtype)
+        shares = self.trunk is not None and isinstance(reward, TrunkReward) and reward.on_trunk(self.contract)
+        self.trunk_reward = cast(TrunkReward, reward) if shares else None
         self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype, trunk=self.trunk)
         if sharded:
             sharding.shard(ref_policy, self.accelerator)
@@ -203,7 +206,9 @@ class _Task:
             prompt_ids=[self.prompt_ids[rows[i]] for i in mine],
             engine=self.engine,
             decode=lambda ids: text.decode_completion(self.tokenizer, ids),
-            reward=self._score,
+            reward=self.reward,
+            trunk_reward=self.trunk_reward,
+            together=partial(processes.together, self.accelerator),
             model=self.learner.forward,
             ref_model=self.ref_model,
             shaping=Shaping(
@@ -223,10 +228,6 @@ class _Task:
             reduce=self.reduce,
             trunk=self.trunk,
         )
-
-    def _score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """The reward of this process's rows. What it raises in one process ends all of them."""
-        return processes.together(self.accelerator, lambda: rollout.checked_scores(self.reward, prompts, completions))
 
     def _random_rows(self, step: int, first: int) -> torch.Generator:
         """This step's random numbers from row `first` on: any number of processes samples the same batch."""

@@ -7,7 +7,7 @@ estimate advantages. Shapes: B completions, T completion tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from rlhf import ops
 from rlhf.actor_critic import TokenModel, TokenOutputs
 from rlhf.generation import Engine
+from rlhf.scoring import Read, checked_scores
 from rlhf.sequences import Sequences
-from rlhf.sources import told
 from rlhf.statistics import distinct_n
 from rlhf.trunk import Trunk
-from rlhf.types import Prompt, RewardFn, UserError
+from rlhf.types import Prompt, RewardFn, TrunkReward
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,13 @@ def collect(
     device: torch.device | None = None,
     reduce: ops.Reduce = ops.alone,
     trunk: Trunk | None = None,
+    trunk_reward: TrunkReward | None = None,
+    together: Callable[[Callable[[], list[float]]], list[float]] = lambda scoring: scoring(),
 ) -> Rollout:
     """Sample one completion per prompt and prepare the update. Raises UserError for a reward that cannot be used.
 
-    With `trunk`, the frozen lower layers run once, here, for both models and for the whole update.
+    With `trunk`, the frozen lower layers run once, here, for both models, for the whole update, and for `trunk_reward`:
+    the same reward, where it stands on that trunk. `together` runs the scoring: where one process fails, all must.
     """
     # 1. sample
     engine.sync()
@@ -96,12 +99,17 @@ def collect(
     )
     completions = tuple(decode(s.ids) for s in sampled)
     finished = torch.tensor([s.finished for s in sampled], device=device)
-    # 2. score
-    scores = torch.tensor(checked_scores(reward, prompts, completions), device=device)
-    # 3. measure, in the very micro-batches that the update will forward
+    # the very micro-batches that the update will forward
     micro_batches = partition(sequences, micro_batch_size)
     if trunk is not None:
-        sequences = with_trunk_states(trunk, sequences, micro_batches)
+        read = Read.of(trunk_reward, prompts, prompt_ids, completions, sampled) if trunk_reward else None
+        whole = with_trunk_states(trunk, read.sequences.to(sequences.device) if read else sequences, micro_batches)
+        assert whole.trunk_states is not None
+        sequences = replace(sequences, trunk_states=whole.trunk_states[:, : sequences.width - 1])
+        reward = read.scored_by(trunk_reward, whole.trunk_states) if read and trunk_reward else reward
+    # 2. score
+    scores = torch.tensor(together(lambda: checked_scores(reward, prompts, completions)), device=device)
+    # 3. measure
     policy = measure(model, sequences, micro_batches)
     reference = measure(ref_model, sequences, micro_batches)
     # 4. shape rewards and estimate advantages
@@ -157,47 +165,6 @@ def advantages_of(
     return rewards, ops.whiten(advantages, mask, reduce=reduce), returns
 
 
-def checked_scores(reward: RewardFn, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-    """The scores, after making sure that there is one finite number per completion; raises UserError otherwise."""
-    name = f"the reward {_name(reward)}"
-    count = len(completions)
-    try:
-        returned = reward(list(prompts), list(completions))
-    except UserError:
-        raise
-    except Exception as error:  # the function is the user's
-        advice = "it is called as reward(prompts, completions) and returns one number for each completion"
-        raise UserError(f"{name} failed on {count} completions{told(error)}: {advice}") from error
-    try:
-        found = None if isinstance(returned, str | bytes | Mapping) else list(returned)
-    except TypeError:  # not iterable
-        found = None
-    if found is None:
-        raise UserError(
-            f"{name} returned a {type(returned).__name__} for {count} completions: return a list of numbers"
-        )
-    if len(found) != count:
-        raise UserError(f"{name} returned {len(found)} scores for {count} completions: return one for each, in order")
-    return [_score(value, completion, name) for value, completion in zip(found, completions, strict=True)]
-
-
-def _score(value: Any, completion: str, name: str) -> float:
-    of = f"{name} returned {repr(value)[:60]} for the completion {completion[:80]!r}"
-    try:
-        score = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{of}: return a number") from error
-    if not math.isfinite(score):
-        raise UserError(f"{of}: scores must be finite numbers")
-    return score
-
-
-def _name(reward: RewardFn) -> str:
-    """`module:function`, as the user wrote it; the class of anything that is no function."""
-    function = getattr(reward, "__qualname__", None)
-    return f"{reward.__module__}:{function}" if function else type(reward).__name__
-
-
 def partition(sequences: Sequences, micro_batch_size: int) -> list[Tensor]:
     """Rows of each micro-batch: neighbours in length, so that little padding is forwarded; the last may be smaller.
 
@@ -211,7 +178,7 @@ def partition(sequences: Sequences, micro_batch_size: int) -> list[Tensor]:
 def with_trunk_states(trunk: Trunk, sequences: Sequences, micro_batches: Sequence[Tensor]) -> Sequences:
     """The same sequences with what the frozen lower layers make of them."""
     states: Tensor | None = None
-    width = sequences.prompt_ids.shape[1] + sequences.completion_ids.shape[1] - 1
+    width = sequences.width - 1
     for rows in micro_batches:
         batch = sequences.select(rows)
         part = trunk.states(batch.model_inputs())

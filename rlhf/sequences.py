@@ -49,6 +49,16 @@ class Sequences:
         return len(self.prompt_ids)
 
     @property
+    def width(self) -> int:
+        """P + T."""
+        return self.prompt_ids.shape[1] + self.completion_ids.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.prompt_ids.device
+
+    @property
     def completion_mask(self) -> Tensor:
         """(B, T) True on the completion's tokens, EOS included."""
         return length_mask(self.completion_lengths, self.completion_ids.shape[1])

@@ -41,9 +41,12 @@ class Trunk:
     """How many things a layer returns, the hidden states first; 0 for the hidden states alone."""
 
     @staticmethod
-    def of(model: Any, dtype: torch.dtype) -> Trunk | None:
-        """The trunk of a model; None where the lowest layer is trained, or where handing its states on is not exact."""
-        depth = frozen_depth(model)
+    def of(model: Any, dtype: torch.dtype, *, depth: int | None = None) -> Trunk | None:
+        """The trunk of a model; None where the lowest layer is trained, or where handing its states on is not exact.
+
+        It is as deep as the model's lowest trained layer allows, or `depth` where another model's trunk is meant.
+        """
+        depth = frozen_depth(model) if depth is None else depth
         if depth == 0:
             return None
         trunk = Trunk(model, depth, dtype, _outputs(model))

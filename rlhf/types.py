@@ -138,8 +138,19 @@ class RewardFn(Protocol):
 
 @runtime_checkable
 class TrunkReward(RewardFn, Protocol):
-    """A reward model on the policy's own frozen trunk: the rollout can hand it hidden states instead of text."""
+    """A reward model that may stand on the policy's own frozen trunk: the rollout can hand it that trunk's states."""
+
+    def on_trunk(self, policy: Any) -> bool:
+        """Whether its lower layers are the frozen trunk of the policy with this contract, and read the same tokens."""
+        ...
+
+    def rows(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
+        """The token ids that it reads, one row for each completion; the last is EOS."""
+        ...
 
     def score_hidden(self, hidden: Any, lengths: Any) -> Any:
-        """Scores (B,) from trunk states (B, L, D) of sequences with `lengths` (B,) tokens; equal to scoring by text."""
+        """Scores (B,) from trunk states (B, L, D) of rows of `lengths` (B,) tokens, padded on the right.
+
+        Equal to scoring the same rows by text.
+        """
         ...

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rlhf import ops, rollout
 from rlhf.actor_critic import TokenOutputs
-from rlhf.rollout import Rollout, Shaping, advantages_of, checked_scores, collect, explained_variance, metrics
+from rlhf.rollout import Rollout, Shaping, advantages_of, collect, explained_variance, metrics
+from rlhf.scoring import checked_scores
 from rlhf.sequences import Sequences
 from rlhf.types import UserError
 from tests.rlhf import ppo_world as world
