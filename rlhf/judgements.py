@@ -20,6 +20,9 @@ TASK, GOLD, REPEAT, ADJUDICATION = "task", "gold", "repeat", "adjudication"
 """Kinds of assignment: an ordinary one; one whose answer is known; one that the annotator has ranked before; and an
 admin's final word on an item."""
 
+LATE = "late"
+"""The mark of a ranking that came after its place had gone to others, and the state of its assignment."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -94,6 +97,7 @@ def standing(
     rounds: Sequence[int] | None = None,
     kinds: Sequence[str] = (TASK,),
     resolved: bool = False,
+    late: bool = False,
 ) -> dict[int, Ranking]:
     """The rankings that stand, by id, in an order that does not depend on how they came in. See `Store.rankings`."""
     wanted = sa.true() if rounds is None else items.c.round.in_(list(rounds))
@@ -114,6 +118,8 @@ def standing(
     )
     if annotators is not None:
         query = query.where(assignments.c.annotator.in_(list(annotators)))
+    if not late:
+        query = query.where(assignments.c.state != LATE)
     texts = completions_of(connection, wanted)
     rows = connection.execute(query).all()
     kept = _final_words(rows) if resolved else rows

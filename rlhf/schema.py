@@ -1,13 +1,8 @@
-"""Tables of the label store, and the one place that knows which database stands behind it."""
+"""The tables of the label store."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import sqlalchemy as sa
-from sqlalchemy import event, exc
-
-from rlhf.types import ConfigError, DataError
 
 SCHEMA_VERSION = 2
 
@@ -103,11 +98,13 @@ assignments = sa.Table(
     sa.Column("annotator", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False, default="task", comment="task, gold, repeat or adjudication"),
     sa.Column("presented_order", sa.JSON, nullable=False, comment="indices of completions as shown"),
-    sa.Column("state", sa.Text, nullable=False, comment="open, done or skipped"),
+    sa.Column("state", sa.Text, nullable=False, comment="open, done, late or skipped"),
     sa.Column("leased_until", sa.Float, nullable=False, comment="unix time until which an open one holds its place"),
+    sa.Column("shown_at", sa.Float, comment="unix time of the last hand-out"),
     sa.Column("event", sa.Integer, nullable=False, comment="the last event that touched it"),
     sa.UniqueConstraint("item_id", "annotator", "kind"),
     sa.Index("assignments_by_annotator", "annotator", "state"),
+    sa.Index("assignments_by_item", "item_id", "kind", "state", "leased_until"),
 )
 drafts = sa.Table(
     "drafts",
@@ -161,53 +158,3 @@ payloads = sa.Table(
     sa.Column("salt", sa.Text, nullable=False, comment="without it nobody can try out what an erased body said"),
     sa.Column("body", sa.Text, comment="canonical JSON; null once erased"),
 )
-
-
-def connect(name: str, *, create: bool) -> sa.Engine:
-    """An engine for an SQLite file or an SQLAlchemy URL. Raises ConfigError or DataError where there can be none."""
-    if "://" not in name:
-        path = Path(name)
-        if not create and not path.is_file():
-            raise DataError(f"there is no label store at {name}: `rlhf sample` makes one")
-        if path.is_dir():
-            raise DataError(f"{name} is a folder: name the label store's file, such as {path / 'labels.db'}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{path.parent} cannot be made ({error.strerror}): choose another --store") from error
-        name = sa.URL.create("sqlite", database=str(path)).render_as_string()
-    try:
-        engine = sa.create_engine(name)
-    except (exc.ArgumentError, ModuleNotFoundError) as error:
-        raise ConfigError(f"store is {name!r}, which cannot be used: {error}") from error
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine)
-    return engine
-
-
-def _prepare_sqlite(engine: sa.Engine) -> None:
-    """Durable commits, readers beside one writer, and transactions that begin when we say so."""
-
-    @event.listens_for(engine, "connect")
-    def configure(connection, _record) -> None:
-        connection.isolation_level = None  # the driver would begin transactions of its own, and late
-        for pragma in ("busy_timeout=15000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        # A writer that begins as a reader fails, rather than waits, when another writer is quicker.
-        writes = connection.get_execution_options().get("writes", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def check_version(connection: sa.Connection, name: str) -> None:
-    """Write the schema's version into a new store; raises DataError where an old one has another."""
-    known = connection.scalars(sa.select(meta.c.value).where(meta.c.name == "schema_version")).one_or_none()
-    if known is None:
-        connection.execute(sa.insert(meta).values(name="schema_version", value=str(SCHEMA_VERSION)))
-    elif known != str(SCHEMA_VERSION):
-        raise DataError(
-            f"the label store {name} has schema {known}, this version of rlhf knows {SCHEMA_VERSION}: "
-            f"export its rankings with the version that wrote it, and import them into a new store"
-        )

@@ -12,14 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import sqlalchemy as sa
-from sqlalchemy import exc
 
+from rlhf import database
 from rlhf.contract import digest
 from rlhf.data import prompt_key, ranking_to_json, write_rankings
+from rlhf.database import begin, connect, refusing, shown
 from rlhf.event_log import add_event, now
 from rlhf.judgements import (
+    LATE,
     TASK,
     Judgement,
     add_ranking,
@@ -29,7 +32,8 @@ from rlhf.judgements import (
     standing,
     withdraw,
 )
-from rlhf.schema import assignments, check_version, completions, connect, items, meta, rankings, tables
+from rlhf.migrations import prepare
+from rlhf.schema import assignments, completions, items, meta, rankings
 from rlhf.types import Completion, DataError, Prompt, Ranking
 
 __all__ = ["Counts", "Item", "Judgement", "Store", "add_event", "add_ranking", "insert", "now", "withdraw"]
@@ -59,26 +63,29 @@ class Counts:
 class Store:
     """One label store. Raises DataError where it cannot be opened or written; safe to use from several threads."""
 
-    def __init__(self, url: str | Path, *, create: bool = True) -> None:
-        """`url` is an SQLite file or an SQLAlchemy URL; with `create=False` a missing one is an error."""
+    def __init__(self, url: str | Path, *, create: bool = True, backed_up: bool = False) -> None:
+        """`url` is an SQLite file or an SQLAlchemy URL; with `create=False` a missing file is an error.
+
+        A store of an older version of rlhf is brought to the present schema, see `rlhf.migrations.prepare`.
+        """
         self.name = str(url)
-        self._engine = connect(self.name, create=create)
+        self.engine = connect(self.name, create=create)
+        self._writer = Lock()  # waiting here is fair and quick; the database's own lock serves other processes
         try:
-            with self._refusing("opened"), self._begin(write=True) as connection:
-                tables.create_all(connection)
-                check_version(connection, self.name)
+            with refusing(self.name, "opened"), begin(self.engine, write=True) as connection:
+                prepare(connection, self.name, backed_up=backed_up)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Release the connections; the store cannot be used afterwards."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction, alone with the store: all or nothing, and on disk when the block ends."""
-        with self._refusing("written"), self._begin(write=True) as connection:
+        with self._turn(), refusing(self.name, "written"), begin(self.engine, write=True) as connection:
             # SQLite has locked the file already; on a server this row is the lock.
             connection.execute(sa.select(meta.c.value).where(meta.c.name == "schema_version").with_for_update())
             yield connection
@@ -86,24 +93,17 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent view of the store; writers are not held up."""
-        with self._refusing("read"), self._begin(write=False) as connection:
+        with refusing(self.name, "read"), begin(self.engine, write=False) as connection:
             yield connection
 
     @contextmanager
-    def _begin(self, *, write: bool) -> Iterator[sa.Connection]:
-        with self._engine.connect().execution_options(writes=write) as connection, connection.begin():
-            yield connection
-
-    @contextmanager
-    def _refusing(self, verb: str) -> Iterator[None]:
+    def _turn(self) -> Iterator[None]:
+        if not self._writer.acquire(timeout=database.BUSY_SECONDS):
+            raise DataError(f"the label store {shown(self.name)} is busy: nothing was saved; try again in a moment")
         try:
             yield
-        except exc.DatabaseError as error:
-            if isinstance(error, exc.IntegrityError | exc.ProgrammingError):
-                raise  # our mistake, not the disk's
-            full = any(sign in str(error.orig) for sign in ("disk is full", "disk I/O error"))
-            advice = "make room on that disk and repeat the command" if full else "choose another --store"
-            raise DataError(f"the label store {self.name} cannot be {verb} ({error.orig}): {advice}") from error
+        finally:
+            self._writer.release()
 
     # ------------------------------------------------------------------------------------------ what was sampled
 
@@ -125,7 +125,7 @@ class Store:
         by_annotator = (
             sa.select(assignments.c.annotator, sa.func.count())
             .join(rankings, rankings.c.assignment_id == assignments.c.id)
-            .where(rankings.c.active, assignments.c.kind == TASK)
+            .where(rankings.c.active, assignments.c.kind == TASK, assignments.c.state != LATE)
             .group_by(assignments.c.annotator)
             .order_by(assignments.c.annotator)
         )
@@ -146,14 +146,18 @@ class Store:
         rounds: Sequence[int] | None = None,
         kinds: Sequence[str] = (TASK,),
         resolved: bool = False,
+        late: bool = False,
     ) -> list[Ranking]:
         """The rankings that stand, ordered by round, item and annotator however they came in.
 
         Gold items and repeats are other `kinds`, left out by default. With `resolved`, an item that was adjudicated
-        (by one of `annotators`, where they are given) yields that ranking alone.
+        (by one of `annotators`, where they are given) yields that ranking alone. Those that came `late`, after enough
+        others had ranked the item, are surplus: left out by default, they would count one item more often than wanted.
         """
         with self.read() as connection:
-            found = standing(connection, annotators=annotators, rounds=rounds, kinds=kinds, resolved=resolved)
+            found = standing(
+                connection, annotators=annotators, rounds=rounds, kinds=kinds, resolved=resolved, late=late
+            )
         return list(found.values())
 
     def import_rankings(self, incoming: Sequence[Ranking]) -> int:
@@ -215,7 +219,8 @@ def _import(connection: sa.Connection, ranking: Ranking) -> bool:
         return False
     event = add_event(connection, "import", ranking.annotator, item_id)
     order = ranking.presented_order or tuple(range(len(texts)))
-    place = {"presented_order": order, "state": "done", "leased_until": 0.0, "event": event}
+    state = LATE if LATE in marks else "done"
+    place = {"presented_order": order, "state": state, "leased_until": 0.0, "event": event}
     if assignment_id is None:
         row = {"item_id": item_id, "annotator": ranking.annotator, **place}
         assignment_id = insert(connection, assignments, row)
