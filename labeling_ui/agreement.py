@@ -9,18 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
+from labeling_ui.intervals import Rate, draw, estimate, ratio
 from rlhf.data import prompt_key
 from rlhf.types import Ranking
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share with its 95 % interval from a bootstrap over prompts; None where there was nothing to count."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    pairs: int
 
 
 @dataclass(frozen=True)
@@ -37,26 +28,55 @@ class Agreement:
 
 def agreement(rankings: Iterable[Ranking], *, bootstrap: int = 2000, seed: int = 0) -> Agreement:
     """Agreement over all pairs of annotators who ranked the same completions of the same prompt."""
+    groups = ranked_together(rankings)
+    return _agreement(groups, [_counts(group) for group in groups], bootstrap, seed)
+
+
+def agreement_with_others(rankings: Iterable[Ranking], *, bootstrap: int = 2000, seed: int = 0) -> dict[str, Agreement]:
+    """For each annotator the agreement with all others: only pairs of annotators of which they are one."""
+    groups = ranked_together(rankings)
+    found = {}
+    for name in sorted({ranking.annotator for group in groups for ranking in group}):
+        theirs = [group for group in groups if any(each.annotator == name for each in group)]
+        found[name] = _agreement(theirs, [_counts(group, name) for group in theirs], bootstrap, seed)
+    return found
+
+
+def ranked_together(rankings: Iterable[Ranking]) -> list[list[Ranking]]:
+    """Rankings of the same completions of the same prompt in the same round, where several annotators made them."""
     shared: dict[object, list[Ranking]] = defaultdict(list)
     for ranking in rankings:
         shared[prompt_key(ranking.prompt), ranking.completions, ranking.round].append(ranking)
-    groups = [group for group in shared.values() if len({each.annotator for each in group}) > 1]
-    by_prompt: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
-    for group in groups:
-        by_prompt[prompt_key(group[0].prompt)] += _counts(group)
-    counts = np.array(list(by_prompt.values())).reshape(-1, 4)
-    draws = np.random.default_rng(seed).integers(len(counts), size=(bootstrap, len(counts))) if len(counts) else None
-    return Agreement(_rate(counts[:, :2], draws), _rate(counts[:, 2:], draws), items=len(groups))
+    return [group for group in shared.values() if len({each.annotator for each in group}) > 1]
 
 
-def _counts(group: Sequence[Ranking]) -> np.ndarray:
-    """(alike, pairs) without ties, then (credit, pairs) with ties as half, for rankings of the same completions."""
+def by_prompt(groups: Sequence[Sequence[Ranking]], parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Sums of `parts`, one for each group, over the groups of the same prompt: (prompts, ...)."""
+    sums: dict[str, np.ndarray] = {}
+    for group, part in zip(groups, parts, strict=True):
+        key = prompt_key(group[0].prompt)
+        sums[key] = sums[key] + part if key in sums else part
+    return np.array(list(sums.values()))
+
+
+def _agreement(groups: Sequence[list[Ranking]], counts: Sequence[np.ndarray], bootstrap: int, seed: int) -> Agreement:
+    totals = by_prompt(groups, counts).reshape(-1, 4)
+    draws = draw(len(totals), bootstrap, seed)
+    rates = [estimate(totals[:, i : i + 2], ratio, draws, pairs=totals[:, i + 1].sum()) for i in (0, 2)]
+    return Agreement(*rates, items=len(groups))
+
+
+def _counts(group: Sequence[Ranking], who: str | None = None) -> np.ndarray:
+    """(alike, pairs) without ties, then (credit, pairs) with ties as half, for rankings of the same completions.
+
+    With `who`, only where one of the two annotators is they.
+    """
     totals = np.zeros(4)
     for one, other in combinations(group, 2):
-        if one.annotator == other.annotator:
+        if one.annotator == other.annotator or (who is not None and who not in (one.annotator, other.annotator)):
             continue
         for i, j in combinations(range(len(one.ranks)), 2):
-            first, second = _outcome(one.ranks[i], one.ranks[j]), _outcome(other.ranks[i], other.ranks[j])
+            first, second = outcome(one.ranks[i], one.ranks[j]), outcome(other.ranks[i], other.ranks[j])
             if first is None or second is None:
                 continue
             credit = first * second + (1 - first) * (1 - second)
@@ -66,22 +86,11 @@ def _counts(group: Sequence[Ranking]) -> np.ndarray:
     return totals
 
 
-def _outcome(first: int | None, second: int | None) -> float | None:
+def outcome(first: int | None, second: int | None) -> float | None:
     """1 where the first is better, 0 where the second is, 0.5 for a tie, None where one is not ranked."""
     if first is None or second is None:
         return None
     return 0.5 if first == second else float(first < second)
-
-
-def _rate(counts: np.ndarray, draws: np.ndarray | None) -> Rate:
-    """`counts` (prompts, 2) holds credit and pairs; `draws` (bootstrap, prompts) the prompts drawn each time."""
-    credit, pairs = counts.sum(0)
-    if draws is None or pairs == 0:
-        return Rate(None, None, None, 0)
-    credits, sizes = counts[draws].sum(1).T
-    shares = credits[sizes > 0] / sizes[sizes > 0]
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return Rate(float(credit / pairs), float(low), float(high), int(pairs))
 
 
 def tie_share(rankings: Iterable[Ranking]) -> float | None:
@@ -95,8 +104,8 @@ def wins_by_place(rankings: Iterable[Ranking]) -> list[float | None]:
     won: dict[int, list[float]] = defaultdict(list)
     for ranking in rankings:
         for (place, first), (later, second) in combinations(enumerate(ranking.presented_order or ()), 2):
-            outcome = _outcome(ranking.ranks[first], ranking.ranks[second])
-            if outcome is not None:
-                won[place].append(outcome)
-                won[later].append(1 - outcome)
+            credit = outcome(ranking.ranks[first], ranking.ranks[second])
+            if credit is not None:
+                won[place].append(credit)
+                won[later].append(1 - credit)
     return [float(np.mean(won[place])) if place in won else None for place in range(max(won, default=-1) + 1)]

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from rlhf.data import prompt_key
-from rlhf.statistics import Estimate, bootstrap_mean, expected_calibration_error, pair_accuracy
+from rlhf.statistics import Estimate, bootstrap_mean, ceiling, expected_calibration_error, pair_accuracy
 from rlhf.types import Ranking
 
 LEAST_GAIN = 0.03
@@ -56,8 +56,8 @@ class Evaluation:
 
     @property
     def ceiling(self) -> float | None:
-        """Accuracy of a perfect model on single judgements: q with q^2 + (1 - q)^2 = agreement."""
-        return None if self.agreement is None else (1 + math.sqrt(max(2 * self.agreement - 1, 0.0))) / 2
+        """Accuracy of a perfect model on single judgements."""
+        return None if self.agreement is None else ceiling(self.agreement)
 
     @property
     def length_baseline(self) -> float:

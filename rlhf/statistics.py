@@ -92,6 +92,14 @@ def pair_accuracy(
     return win_rate(right[decided], prompts[decided], seed=seed, resamples=resamples)
 
 
+def ceiling(agreement: float) -> float:
+    """Accuracy of a perfect model on single judgements: the q >= 1/2 with q^2 + (1 - q)^2 = agreement.
+
+    Where annotators agree less often than chance would have it, no model does better than chance: 1/2.
+    """
+    return (1 + math.sqrt(max(2 * agreement - 1, 0.0))) / 2
+
+
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
     """Mean gap between stated probability and observed share, over `bins` bins of equal width, weighted by size."""
     stated, seen = np.asarray(probabilities, dtype=float), np.asarray(labels, dtype=float)

@@ -18,6 +18,7 @@ from rlhf.statistics import (
     best_of_n_expectation,
     best_of_n_kl,
     bootstrap_mean,
+    ceiling,
     distinct_n,
     expected_calibration_error,
     outcomes,
@@ -187,3 +188,11 @@ def test_statistics_need_no_torch() -> None:
     code = "import sys, rlhf.statistics; print({'torch', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("agreement", "accuracy"), [(0.726, 0.836), (0.773, 0.869), (0.63, 0.755), (1, 1), (0.4, 0.5)])
+def test_ceiling_is_the_accuracy_of_two_judges_who_agree_that_often(agreement: float, accuracy: float) -> None:
+    found = ceiling(agreement)
+    assert found == pytest.approx(accuracy, abs=5e-4)
+    if agreement >= 0.5:
+        assert found**2 + (1 - found) ** 2 == pytest.approx(agreement, abs=1e-12)
