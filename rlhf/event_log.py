@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,11 +37,23 @@ def add_event(
 
     Only inside `Store.write()`, which lets one writer in at a time. The payload must be made of JSON values.
     """
+    return append(connection, kind, annotator, item_id, payload)
+
+
+def append(
+    connection: sa.Connection,
+    kind: str,
+    annotator: str | None,
+    item_id: int | None,
+    payload: Mapping[str, Any],
+    at: str | None = None,
+) -> int:
+    """`add_event` for a payload of any names, and for what happened at another time."""
     body, salt = canonical(payload), secrets.token_hex(16)
     number, previous = head(connection)
     row = {
         "id": number + 1,
-        "at": now(),
+        "at": at or now(),
         "kind": kind,
         "item_id": item_id,
         "payload_hash": payload_hash(salt, annotator, body),
@@ -86,7 +99,7 @@ def event_hash(*, id: int, at: str, kind: str, item_id: int | None, payload_hash
 
 
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def now() -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.progress import quiet
+from tests import postgres as postgres_server
 
 # Before torch is imported anywhere: tiny models are fastest on one thread, and their sums are then always the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,6 +64,26 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
 def tiny_chat_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_chat_tokenizer: Any) -> Path:
     """The same model with a chat template."""
     return make_model_folder(tmp_path_factory.mktemp("tiny_chat") / "model", tiny_chat_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Cluster]:
+    """A PostgreSQL server for the session; skipped where there is none, a failure in CI."""
+    with postgres_server.cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def postgres_url(postgres: postgres_server.Cluster) -> Iterator[str]:
+    """The URL of a new, empty PostgreSQL database."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a test's own, new label store is to be: what uses this runs on both databases."""
+    return str(tmp_path / "labels.db") if request.param == "sqlite" else request.getfixturevalue("postgres_url")
 
 
 @pytest.fixture(scope="session")
