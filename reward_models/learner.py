@@ -62,7 +62,11 @@ class Learner:
         self.total = max(round(config.epochs * len(rankings)), 1)
         self.steps = math.ceil(self.total / config.batch_size)
         self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+            self.weights.values(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         warmup = round(config.warmup_share * self.steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -62,7 +62,11 @@ class Learner:
         ]
         # Adam's epsilon and second moment as in Llama-2's PPO: see science.md 1a, row 4, on 1e-8 being too eager early
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
+            [group for group in groups if group["params"]],
+            betas=(0.9, 0.95),
+            eps=1e-5,
+            weight_decay=0.0,
+            fused=not sharded,  # one pass over the weights instead of ten
         )
         scale = (lambda step: 1 - step / steps) if schedule == "linear" else (lambda step: 1.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhf.generation import Generated
+from rlhf.generation.packed import Packed
 from rlhf.models import keeps_logits
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.sharding import whole
@@ -43,16 +44,20 @@ class PlainEngine:
         self._pad = pad_token_id
         self._batch_size = batch_size
         self._model = copy.deepcopy(policy).to(own_copy, dtype) if own_copy or dtype != torch.float32 else policy
+        self._packed = Packed(self._model, rows=batch_size) if self._model is not policy else None
         self._keeps_logits = keeps_logits(policy)
 
     def sync(self) -> None:
         """Copy the policy's trained weights into the sampling copy."""
-        if self._model is self._policy:
+        if self._packed is None:
             return
+        changed: set[int] = set()
         with torch.no_grad():
             for theirs, mine in zip(self._policy.parameters(), self._model.parameters(), strict=True):
                 if theirs.requires_grad:
                     mine.copy_(whole(theirs))
+                    changed.add(id(mine))
+        self._packed.renew(changed)
 
     @torch.no_grad()
     def generate(
@@ -134,6 +139,18 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Ten
     One uniform number in [0, 1) a row instead of one per vocabulary entry. The function is summed in fp64 (over 50,000
     entries fp32 would lose the rare ones), in two steps, over blocks and then within one: it is never written out.
     """
+    if logits.device.type != "cpu":
+        return _sampled(logits, uniforms, temperature)
+    parts = zip(logits.split(IN_CACHE), uniforms.split(IN_CACHE), strict=True)
+    tokens, logprobs = zip(*(_sampled(*part, temperature) for part in parts), strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+IN_CACHE = 8
+"""Rows that a processor goes through together: what it needs of more does not stay in its cache."""
+
+
+def _sampled(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     scaled = logits.float() / temperature
     highest = scaled.max(-1, keepdim=True).values
     weights = (scaled - highest).exp_()

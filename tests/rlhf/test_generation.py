@@ -12,7 +12,9 @@ import pytest
 import torch
 from scipy import stats
 
+from rlhf import models
 from rlhf.generation import Engine, Generated
+from rlhf.generation.packed import Packed
 from rlhf.generation.plain import PlainEngine, sample
 from tests.rlhf import ppo_world as world
 from tests.rlhf import tiny
@@ -294,3 +296,60 @@ def test_in_fp32_the_engine_samples_from_the_policy_itself() -> None:
 def test_the_plain_engine_keeps_the_protocol() -> None:
     for name in ("generate", "sync"):
         assert inspect.signature(getattr(PlainEngine, name)) == inspect.signature(getattr(Engine, name))
+
+
+# ---------------------------------------------------------------- weights laid out once
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_weights_give_the_same_products(name: str) -> None:
+    """Where a processor has no bf16 products nothing is packed, and both are the same layers."""
+    model = copy.deepcopy(policy(name)).to(torch.bfloat16)
+    ids = torch.tensor([[2, 3, 4, 5, 6], [9, 8, 7, 6, 5]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        Packed(model, rows=4)
+        after = model(input_ids=ids).logits
+    torch.testing.assert_close(after, before, rtol=0.02, atol=0.02)
+
+
+def test_a_trained_weight_is_packed_anew() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)).to(torch.bfloat16)
+    packed, rows = Packed(layers, rows=2), torch.ones(2, 8, dtype=torch.bfloat16)
+    first = layers[0]
+    with torch.no_grad():
+        before = layers(rows)
+        first.weight.mul_(3)
+        packed.renew({id(first.weight)})
+        want = torch.nn.functional.linear(rows, first.weight, first.bias)
+        want = torch.nn.functional.linear(want, layers[1].weight, layers[1].bias)
+    torch.testing.assert_close(layers(rows), want, rtol=0.02, atol=0.02)
+    assert not torch.allclose(layers(rows), before, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_what_is_sampled_after_an_update_comes_from_the_new_weights(trainable: str) -> None:
+    """In bf16, where the engine has a copy of its own, packed where that pays."""
+    model = models.choose_trainable(copy.deepcopy(policy("llama")), trainable)
+    made = engine(model, dtype=torch.bfloat16)
+    generate(made)
+    random = torch.Generator().manual_seed(1)
+    for weight in models.trainable_parameters(model).values():
+        weight.data += 0.3 * torch.randn(weight.shape, generator=random)
+    made.sync()
+    told, fresh = generate(made), generate(engine(model, dtype=torch.bfloat16))
+    assert [each.ids for each in told] == [each.ids for each in fresh]
+    assert [each.logprobs for each in told] == [each.logprobs for each in fresh]
+
+
+def test_many_rows_are_drawn_as_each_alone() -> None:
+    """Rows are drawn in groups that fit into the processor's cache."""
+    logits, uniforms = (
+        torch.randn(21, 300, generator=world.seeded(3)),
+        torch.rand(21, generator=world.seeded(4)).double(),
+    )
+    tokens, logprobs = sample(logits, uniforms, temperature=0.7)
+    for row in range(21):
+        token, logprob = sample(logits[row : row + 1], uniforms[row : row + 1], temperature=0.7)
+        assert token == tokens[row]
+        assert logprob == logprobs[row]
