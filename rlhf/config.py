@@ -209,6 +209,8 @@ class LabelConfig:
     """Annotators log in with their own names (`rlhf accounts`); needed to be reached from other machines."""
     public_url: str | None = None
     """With `accounts`: the address in the annotators' browsers behind a proxy, such as https://label.example.org/rank."""
+    insecure_http: bool = False
+    """With `accounts`: let a public_url be http://, so that passwords cross the network unencrypted."""
     criteria: list[str] = field(default_factory=list)
     """What else each completion is rated for, from 1 to 5, such as `helpful`; optional for annotators."""
     quiz: str | None = None
