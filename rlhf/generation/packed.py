@@ -41,5 +41,5 @@ def _can_be_packed(weight: Tensor) -> bool:
     )
 
 
-def _product(packed: Any, bias: Tensor | None, rows: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+def _product(packed: Any, bias: Tensor | None, input: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
