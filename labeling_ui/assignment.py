@@ -1,38 +1,26 @@
 """Who ranks which item next: each item by as many annotators as wanted, however many ask at once.
 
-Every function runs inside one write transaction of the store, so what it reads is still true when it writes.
+An item has as many places as annotators are wanted. A place is taken by who has ranked the item, and for the time of a
+lease by who holds it. Every way to a place (a hand-out, a lease that is renewed after it ran out, a late submit) looks
+first whether one is free, so that there is never one ranking too many. Gold items and repeats take no place.
+
+Every function runs inside one transaction of the store, so what it reads is still true when it writes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
 
+from labeling_ui import chance, hidden, places
+from labeling_ui.places import DONE, OPEN, SKIPPED, Policy
+from rlhf.event_log import add_event
+from rlhf.judgements import GOLD, LATE, REPEAT, TASK, insert
 from rlhf.schema import assignments, completions, items
-from rlhf.store import add_event, insert
 from rlhf.types import DataError
-
-OPEN, DONE, SKIPPED = "open", "done", "skipped"
-
-PRIME = 2_147_483_647
-"""2^31 - 1: `id -> (a id + b) mod PRIME` visits ids in an order that looks random and that any database computes."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How items are shared out."""
-
-    overlap: int = 1
-    overlap_share: float = 0.0
-    """Share of items that get one annotator more than `overlap`."""
-    round: int = 0
-    seed: int = 0
-    lease_seconds: float = 1800.0
-    """How long an item that was handed out and not ranked holds its place."""
 
 
 @dataclass(frozen=True)
@@ -42,143 +30,189 @@ class Assignment:
     id: int
     item_id: int
     annotator: str
+    kind: str
     presented_order: tuple[int, ...]
     state: str
+    leased_until: float
+    shown_at: float | None
+    """Unix time of the last hand-out; None where it came from elsewhere."""
+    event: int
+    """The last that touched it."""
+
+    def in_hand(self, now: float) -> bool:
+        """Whether the annotator is ranking it: for the first time, or once more."""
+        return self.state == OPEN or self.leased_until > now
+
+
+# ------------------------------------------------------------------------------------------------- what comes next
 
 
 def claim(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> Assignment | None:
-    """The annotator's open item, the last one touched first, else a new one; None when nothing is left for them.
+    """What the annotator has in hand, the last one touched first, else a new item; None when nothing is left for them.
 
     `now` is unix time, against which leases are read.
     """
-    mine = sa.and_(assignments.c.annotator == annotator, assignments.c.state == OPEN)
-    held = connection.execute(
-        sa.select(assignments)
-        .join(items, assignments.c.item_id == items.c.id)
-        .where(mine, items.c.round == policy.round)
-        .order_by(assignments.c.event.desc())
-        .limit(1)
-    ).one_or_none()
-    if held is not None:
-        _set(connection, held.id, leased_until=now + policy.lease_seconds)
-        return _assignment(held)
-    order = _shuffled("claim", policy.seed, annotator)
-    free = _free(annotator, policy, now).order_by(order, items.c.id).limit(1)
-    row = connection.execute(free).one_or_none()
-    return None if row is None else _hand_out(connection, row.id, annotator, policy, now)
+    for held in _in_hand(connection, annotator, policy, now):
+        if renew(connection, held, policy, now):
+            return held
+    item_id, kind = _next_item(connection, annotator, policy, now)
+    return None if item_id is None else _hand_out(connection, item_id, annotator, kind, policy, now)
 
 
-def remaining(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> int:
-    """How many items the annotator could still rank: those in hand, and those that nobody else has taken."""
-    held = sa.select(sa.func.count()).select_from(assignments).join(items, assignments.c.item_id == items.c.id)
-    mine = (assignments.c.annotator == annotator, assignments.c.state == OPEN, items.c.round == policy.round)
-    free = sa.select(sa.func.count()).select_from(_free(annotator, policy, now).subquery())
-    return connection.scalars(held.where(*mine)).one() + connection.scalars(free).one()
+def renew(connection: sa.Connection, given: Assignment, policy: Policy, now: float) -> bool:
+    """Begin the lease of something in hand anew; False where it ran out and others took the place."""
+    if given.leased_until <= now and not has_place(connection, given, policy, now):
+        return False
+    _set(connection, given.id, leased_until=now + policy.lease_seconds)
+    return True
 
 
-def wanted(connection: sa.Connection, policy: Policy, now: float) -> int:
-    """How many more rankings the round takes, from whomever they come."""
-    places = _places(policy, now)
-    missing = sa.func.sum(places.c.wanted - places.c.taken)
-    return connection.scalars(sa.select(missing).where(places.c.taken < places.c.wanted)).one() or 0
+def has_place(connection: sa.Connection, given: Assignment, policy: Policy, now: float) -> bool:
+    """Whether the annotator's ranking would be one of those wanted, as things stand."""
+    if given.kind != TASK or given.state == DONE or (given.state == OPEN and given.leased_until > now):
+        return True
+    return places.taken_by_others(connection, given.item_id, given.id, now) < policy.wanted(given.item_id)
 
 
-def find(connection: sa.Connection, assignment_id: int, annotator: str) -> Assignment:
-    """The annotator's assignment of this id. Raises DataError where it is not theirs."""
-    row = connection.execute(
-        sa.select(assignments).where(assignments.c.id == assignment_id, assignments.c.annotator == annotator)
-    ).one_or_none()
-    if row is None:
-        raise DataError(f"task {assignment_id} was not given to {annotator!r}: reload the page")
-    return _assignment(row)
+def _next_item(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> tuple[int | None, str]:
+    """A new item and its kind. All kinds are looked for each time: how long it takes must not tell what comes."""
+    order = chance.shuffled("claim", policy.seed, annotator)
+    found = {TASK: connection.scalar(places.free(annotator, policy, now).order_by(order, items.c.id).limit(1))}
+    if policy.gold_rate:
+        found[GOLD] = connection.scalar(hidden.gold_for(annotator, policy.seed).limit(1))
+    if policy.repeat_rate:
+        found[REPEAT] = connection.scalar(hidden.repeats_for(annotator, policy.round, policy.seed).limit(1))
+    shown = sa.select(sa.func.count()).select_from(_mine(annotator, policy).subquery())
+    kind = policy.plan(annotator).kind(connection.scalars(shown).one())
+    if found[TASK] is None or found.get(kind) is None:
+        kind = TASK  # nobody is kept for the sake of a hidden item
+    return found[kind], kind
 
 
-def last_closed(connection: sa.Connection, annotator: str, policy: Policy) -> Assignment | None:
-    """What the annotator ranked or skipped last."""
-    row = connection.execute(
-        sa.select(assignments)
-        .join(items, assignments.c.item_id == items.c.id)
-        .where(
-            assignments.c.annotator == annotator,
-            assignments.c.state.in_([DONE, SKIPPED]),
-            items.c.round == policy.round,
-        )
-        .order_by(assignments.c.event.desc())
-        .limit(1)
-    ).one_or_none()
-    return None if row is None else _assignment(row)
-
-
-def move(
-    connection: sa.Connection, assignment: Assignment, state: str, *, leased_until: float = 0.0, **why: Any
-) -> None:
-    """Put an assignment into another state and log it with the reasons given."""
-    event = add_event(connection, state, assignment.annotator, assignment.item_id, assignment=assignment.id, **why)
-    _set(connection, assignment.id, state=state, leased_until=leased_until, event=event)
-
-
-def _hand_out(connection: sa.Connection, item_id: int, annotator: str, policy: Policy, now: float) -> Assignment:
+def _hand_out(
+    connection: sa.Connection, item_id: int, annotator: str, kind: str, policy: Policy, now: float
+) -> Assignment:
     count = connection.scalars(sa.select(sa.func.count()).where(completions.c.item_id == item_id)).one()
-    order = list(range(count))
-    random.Random(_number("order", policy.seed, annotator, item_id)).shuffle(order)
+    order = _order(count, "order", policy.seed, annotator, item_id)
+    if kind == REPEAT:
+        order = _other_order(order, policy.seed, annotator, item_id)
     row = {
         "item_id": item_id,
         "annotator": annotator,
+        "kind": kind,
         "presented_order": order,
         "state": OPEN,
         "leased_until": now + policy.lease_seconds,
-        "event": add_event(connection, "assigned", annotator, item_id, presented_order=order),
+        "shown_at": now,
+        "event": add_event(connection, "assigned", annotator, item_id, assignment_kind=kind, presented_order=order),
     }
-    return Assignment(insert(connection, assignments, row), item_id, annotator, tuple(order), OPEN)
+    row["id"] = insert(connection, assignments, row)
+    return _assignment(row)
 
 
-def _free(annotator: str, policy: Policy, now: float) -> sa.Select[tuple[int]]:
-    """Items that the annotator never had and that fewer annotators than wanted have ranked or hold."""
-    places = _places(policy, now)
-    seen = sa.select(assignments.c.item_id).where(assignments.c.annotator == annotator)
+def _order(count: int, *key: object) -> list[int]:
+    order = list(range(count))
+    random.Random(chance.number(*key)).shuffle(order)
+    return order
+
+
+def _other_order(first: list[int], *key: object) -> list[int]:
+    """An order in which the first one's best guess, to say the same again, goes wrong."""
+    drawn = _order(len(first), "again", *key)
+    return first[::-1] if drawn == first else drawn
+
+
+def held(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> int:
+    """How many items that are not ranked the annotator has in hand."""
+    found = _in_hand(connection, annotator, policy, now)
+    return sum(each.state == OPEN and has_place(connection, each, policy, now) for each in found)
+
+
+def shown(connection: sa.Connection, annotator: str, policy: Policy) -> list[hidden.Shown]:
+    """What the annotator was handed out, in the order of positions."""
+    rows = connection.execute(_mine(annotator, policy).order_by(assignments.c.id))
+    return [hidden.Shown(row.kind, row.state) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------- single ones
+
+
+def find(connection: sa.Connection, assignment_id: int, annotator: str, policy: Policy) -> Assignment:
+    """The annotator's assignment of this id. Raises DataError where it is not theirs."""
+    row = connection.execute(_mine(annotator, policy).where(assignments.c.id == assignment_id)).one_or_none()
+    if row is None:
+        raise DataError(f"task {assignment_id} was not given to {annotator!r}: reload the page")
+    return _assignment(row._mapping)
+
+
+def closed(connection: sa.Connection, annotator: str, policy: Policy, now: float, limit: int) -> list[Assignment]:
+    """What the annotator ranked or skipped, the last one first; what is in hand again is left out."""
+    rows = connection.execute(
+        _mine(annotator, policy)
+        .where(assignments.c.state != OPEN, assignments.c.leased_until <= now)
+        .order_by(assignments.c.event.desc())
+        .limit(limit)
+    )
+    return [_assignment(row._mapping) for row in rows]
+
+
+def reopen(connection: sa.Connection, given: Assignment, policy: Policy, now: float) -> None:
+    """Put something into the annotator's hands again; a ranking of it stands until another is given.
+
+    Raises DataError for what was skipped and has gone to others.
+    """
+    state = OPEN if given.state == SKIPPED else given.state
+    if given.state == SKIPPED and not has_place(connection, given, policy, now):
+        raise DataError("others have taken what you skipped: there is nothing left to do on it")
+    move(connection, given, state, leased_until=now + policy.lease_seconds, shown_at=now, reopened=given.state)
+
+
+def take_back(connection: sa.Connection, given: Assignment, policy: Policy, now: float) -> None:
+    """Put a ranking that was withdrawn into the annotator's hands again.
+
+    One that counted keeps its place for a lease; one that was late has none, and is put away if nothing more is said.
+    """
+    state = SKIPPED if given.state == LATE else OPEN
+    move(connection, given, state, leased_until=now + policy.lease_seconds, shown_at=now, undone=given.state)
+
+
+def move(
+    connection: sa.Connection,
+    given: Assignment,
+    state: str,
+    *,
+    leased_until: float = 0.0,
+    shown_at: float | None = None,
+    **why: Any,
+) -> None:
+    """Put an assignment into another state and log it with the reasons given."""
+    event = add_event(connection, state, given.annotator, given.item_id, assignment=given.id, **why)
+    when = {} if shown_at is None else {"shown_at": shown_at}
+    _set(connection, given.id, state=state, leased_until=leased_until, event=event, **when)
+
+
+# ------------------------------------------------------------------------------------------------- queries
+
+
+def _mine(annotator: str, policy: Policy) -> sa.Select[Any]:
     return (
-        sa.select(items.c.id)
-        .join(places, places.c.id == items.c.id)
-        .where(places.c.taken < places.c.wanted, items.c.id.not_in(seen))
+        sa.select(assignments)
+        .join(items, assignments.c.item_id == items.c.id)
+        .where(assignments.c.annotator == annotator, hidden.visible(policy.round))
     )
 
 
-def _places(policy: Policy, now: float) -> sa.Subquery:
-    """For each item of the round, how many annotators are `wanted` and how many have `taken` it."""
-    live = sa.and_(assignments.c.state == OPEN, assignments.c.leased_until > now)
-    taken = (
-        sa.select(assignments.c.item_id, sa.func.count().label("taken"))
-        .where(sa.or_(assignments.c.state == DONE, live))
-        .group_by(assignments.c.item_id)
-        .subquery()
-    )
-    extra = sa.case((_shuffled("overlap", policy.seed) < int(policy.overlap_share * PRIME), 1), else_=0)
-    return (
-        sa.select(
-            items.c.id,
-            sa.func.coalesce(taken.c.taken, 0).label("taken"),
-            (extra + policy.overlap).label("wanted"),
-        )
-        .outerjoin(taken, taken.c.item_id == items.c.id)
-        .where(items.c.round == policy.round)
-        .subquery()
-    )
-
-
-def _shuffled(*key: object) -> sa.ColumnElement[int]:
-    """A number from 0 to PRIME - 1 for each item, in an order that the key decides."""
-    number = _number(*key)
-    factor, offset = 1 + number % (PRIME - 1), number // PRIME % PRIME
-    return (sa.cast(items.c.id, sa.BigInteger) * factor + offset) % PRIME
-
-
-def _number(*key: object) -> int:
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16])
+def _in_hand(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> list[Assignment]:
+    """What the annotator has in hand, the last one touched first; leases of open ones may have run out."""
+    in_hand = sa.or_(assignments.c.state == OPEN, assignments.c.leased_until > now)
+    rows = connection.execute(_mine(annotator, policy).where(in_hand).order_by(assignments.c.event.desc()))
+    return [_assignment(row._mapping) for row in rows]
 
 
 def _set(connection: sa.Connection, assignment_id: int, **values: Any) -> None:
     connection.execute(sa.update(assignments).where(assignments.c.id == assignment_id).values(values))
 
 
-def _assignment(row: sa.Row) -> Assignment:
-    return Assignment(row.id, row.item_id, row.annotator, tuple(row.presented_order), row.state)
+def _assignment(row: Any) -> Assignment:
+    values: dict[str, Any] = {each.name: row[each.name] for each in fields(Assignment)}
+    return Assignment(**{**values, "presented_order": tuple(values["presented_order"])})

@@ -1,4 +1,4 @@
-"""What annotators do: take a task, submit a ranking, skip, undo. The page and the simulation call nothing else.
+"""What annotators do: take a task, submit a ranking, skip, undo, edit. The page and the simulation call nothing else.
 
 **A submit that returned is on disk, exactly once**: the same idempotency key a second time, after a double click or a
 lost answer, changes nothing. The rules are checked here, whatever the page let through.
@@ -6,56 +6,26 @@ lost answer, changes nothing. The rules are checked here, whatever the page let 
 
 from __future__ import annotations
 
-import math
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from labeling_ui import assignment
-from labeling_ui.assignment import DONE, OPEN, SKIPPED, Assignment, Policy
-from rlhf.schema import assignments, completions, items, rankings
-from rlhf.store import Judgement, Store, add_ranking, withdraw
-from rlhf.types import DataError, Prompt
+from labeling_ui import assignment, diff, drafts, guidelines, history, places, quality, said, task
+from labeling_ui.assignment import Assignment
+from labeling_ui.guidelines import Onboarding, QuizResult
+from labeling_ui.history import Past, Progress, iso
+from labeling_ui.places import DONE, OPEN, SKIPPED, Policy
+from labeling_ui.said import FLAGS, Said, Tiers
+from labeling_ui.task import Task
+from rlhf.judgements import LATE, Judgement, add_ranking, withdraw
+from rlhf.schema import users
+from rlhf.store import Store
+from rlhf.types import DataError
 
-FLAGS = {
-    "unclear": "The prompt is unclear",
-    "all_bad": "All completions are bad",
-    "unsafe": "Something here is unsafe",
-}
-"""What an annotator may say about an item, and how the page words it."""
-
-MAX_RATIONALE = 4000
-"""Characters."""
-
-Tiers = Sequence[Sequence[int]]
-"""Places on the page, from 0, best tier first; places in one tier are tied."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """A ranking in the annotator's own terms: places on the page."""
-
-    tiers: tuple[tuple[int, ...], ...]
-    aside: tuple[int, ...]
-    flags: dict[str, bool]
-    rationale: str | None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an annotator sees: texts without their origin, in the annotator's own order."""
-
-    id: int
-    prompt: Prompt
-    completions: tuple[str, ...]
-    key: str
-    """The idempotency key under which this showing of the task is to be submitted."""
-    before: Said | None = None
-    """What the annotator had said of it before an undo."""
+__all__ = ["FLAGS", "LabelService", "Past", "Progress", "Receipt", "Said", "Task"]
 
 
 @dataclass(frozen=True)
@@ -67,34 +37,47 @@ class Receipt:
     """Whether this key had been acknowledged before."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far one annotator is."""
-
-    ranked: int
-    skipped: int
-    remaining: int
-
-
 class LabelService:
-    """The use cases over one store. `clock` gives unix time; safe to call from several threads and processes."""
+    """The use cases over one store; safe to call from several threads and processes. Every method raises DataError
+    for what is not the annotator's own.
+
+    `clock` gives unix time. `criteria` are what completions may be rated for. `words_per_second` None marks nothing as
+    too fast. `quiz` False lets annotators begin without the quiz of the guidelines.
+    """
 
     def __init__(
-        self, store: Store, policy: Policy, *, guideline_version: int = 1, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        policy: Policy,
+        *,
+        guideline_version: int = 1,
+        clock: Callable[[], float] = time.time,
+        criteria: Sequence[str] = (),
+        words_per_second: float | None = None,
+        edit_minutes: float = 60.0,
+        quiz: bool = True,
     ) -> None:
         self.store = store
         self.policy = policy
         self.guideline_version = guideline_version
+        self.criteria = tuple(criteria)
+        self.words_per_second = words_per_second
+        self.edit_minutes = edit_minutes
+        self._quiz = quiz
         self._clock = clock
+
+    # ------------------------------------------------------------------------------------------------- ranking
 
     def next_task(self, annotator: str) -> Task | None:
         """The task in the annotator's hands, or a new one; None when nothing is left for them.
 
-        The same task comes back, in the same order, until it is submitted or skipped.
+        The same task comes back, in the same order and with its draft, until it is submitted or skipped, or its lease
+        has run out and others have taken its place.
         """
         with self.store.write() as connection:
+            self._admit(connection, annotator)
             given = assignment.claim(connection, annotator, self.policy, self._clock())
-            return None if given is None else _task(connection, given)
+            return None if given is None else task.show(connection, given)
 
     def submit(
         self,
@@ -104,136 +87,177 @@ class LabelService:
         tiers: Tiers,
         aside: Sequence[int] = (),
         *,
-        flags: Mapping[str, bool] | None = None,
+        flags: Mapping[str, Any] | None = None,
         rationale: str | None = None,
         seconds: float | None = None,
     ) -> Receipt:
         """Save a ranking and return once it is on disk. Raises DataError, with nothing saved, where it breaks a rule.
 
-        Every place must be in one tier or set `aside`. A task that was ranked before gets a new version.
+        Every place must be in one tier or set `aside`. A task that was ranked before gets a new version, within the
+        minutes in which it may be edited. What came after its place had gone to others is kept, marked as late.
         """
+        now = self._clock()
         with self.store.write() as connection:
-            given = assignment.find(connection, task_id, annotator)
-            judgement = Judgement(
-                ranks=_ranks(tiers, aside, given.presented_order),
-                presented_order=given.presented_order,
-                flags=_checked_flags(flags or {}),
-                rationale=_checked_rationale(rationale),
-                seconds=_checked_seconds(seconds),
-                guideline_version=self.guideline_version,
-            )
-            repeated = _acknowledged(connection, key, given, judgement)
+            given = assignment.find(connection, task_id, annotator, self.policy)
+            judgement = self._judgement(given, tiers, aside, flags or {}, rationale, said.checked_seconds(seconds), now)
+            repeated = history.acknowledged(connection, key, given.id, judgement)
             if repeated is not None:
                 return Receipt(repeated, repeated=True)
-            ranking_id = add_ranking(connection, given.id, key, judgement)
-            assignment.move(connection, given, DONE, ranking=ranking_id)
+            self._admit(connection, annotator)
+            if not given.in_hand(now):
+                self._check_editable(connection, given, now)
+            late = not assignment.has_place(connection, given, self.policy, now)
+            marks = [LATE] * late + [quality.TOO_FAST] * self._too_fast(connection, given, judgement.seconds)
+            ranking_id = add_ranking(connection, given.id, key, judgement, marks)
+            assignment.move(connection, given, LATE if late else DONE, ranking=ranking_id)
+            drafts.drop(connection, given.id)
         return Receipt(ranking_id, repeated=False)
 
-    def skip(self, annotator: str, task_id: int, reason: str | None = None) -> None:
-        """Put a task away unranked, for others to take; a task that is ranked or skipped already stays as it is."""
+    def save_draft(self, annotator: str, task_id: int, body: dict[str, Any]) -> str:
+        """Keep what the annotator has begun to say and return when it was (ISO 8601); also while they are paused.
+
+        It renews the lease. Raises DataError for a task that is not in their hands, or a draft that is too large.
+        """
+        now = self._clock()
+        at = iso(now)
         with self.store.write() as connection:
-            given = assignment.find(connection, task_id, annotator)
+            given = assignment.find(connection, task_id, annotator, self.policy)
+            if not given.in_hand(now):
+                raise DataError(f"task {task_id} is ranked or skipped already: no draft of it is kept")
+            drafts.keep(connection, given.id, body, at)
+            assignment.renew(connection, given, self.policy, now)
+        return at
+
+    def skip(self, annotator: str, task_id: int, reason: str | None = None) -> None:
+        """Put a task away unranked, for others to take. It comes back only if the annotator asks for it.
+
+        What is ranked or skipped already stays as it is; an edit of it is broken off.
+        """
+        why = said.checked_text("reason", reason, said.MAX_NOTE)
+        with self.store.write() as connection:
+            self._admit(connection, annotator)
+            given = assignment.find(connection, task_id, annotator, self.policy)
             if given.state == OPEN:
-                assignment.move(connection, given, SKIPPED, reason=reason)
+                assignment.move(connection, given, SKIPPED, reason=why)
+            elif given.in_hand(self._clock()):
+                assignment.move(connection, given, given.state, reason=why)
+                drafts.drop(connection, given.id)
+
+    # ------------------------------------------------------------------------------------------------- second thoughts
 
     def undo(self, annotator: str) -> int | None:
         """Take back the annotator's last submit or skip and return its task's id; None when there is none.
 
-        The task comes next; its ranking no longer counts but stays in the store.
+        The task comes next; its ranking no longer counts but stays in the store. Raises DataError where it was
+        submitted too long ago, or skipped and taken by others.
         """
+        now = self._clock()
         with self.store.write() as connection:
-            last = assignment.last_closed(connection, annotator, self.policy)
-            if last is None:
-                return None
-            withdraw(connection, last.id)
-            until = self._clock() + self.policy.lease_seconds
-            assignment.move(connection, last, OPEN, leased_until=until, undone=last.state)
-            return last.id
+            self._admit(connection, annotator)
+            for last in assignment.closed(connection, annotator, self.policy, now, limit=1):
+                self._check_editable(connection, last, now)
+                if withdraw(connection, last.id):
+                    assignment.take_back(connection, last, self.policy, now)
+                else:
+                    assignment.reopen(connection, last, self.policy, now)
+                return last.id
+        return None
+
+    def reopen(self, annotator: str, task_id: int) -> None:
+        """Let a task of the annotator's come next, with what was said of it. That stands until they submit again.
+
+        Raises DataError where it was submitted too long ago, or skipped and taken by others.
+        """
+        now = self._clock()
+        with self.store.write() as connection:
+            self._admit(connection, annotator)
+            given = assignment.find(connection, task_id, annotator, self.policy)
+            self._check_editable(connection, given, now)
+            assignment.reopen(connection, given, self.policy, now)
+
+    def recent(self, annotator: str, limit: int = 10) -> list[Past]:
+        """What the annotator ranked and skipped last, the newest first."""
+        now = self._clock()
+        with self.store.read() as connection:
+            found = assignment.closed(connection, annotator, self.policy, now, min(limit, 100))
+            return [history.past(connection, given, self.policy, now, 60 * self.edit_minutes) for given in found]
+
+    # ------------------------------------------------------------------------------------------------- beside the task
+
+    def diff(self, annotator: str, task_id: int, first: int, second: int) -> list[diff.Piece]:
+        """What two completions of a task, at these places on the page, have in common, by words."""
+        with self.store.read() as connection:
+            given = assignment.find(connection, task_id, annotator, self.policy)
+            _, texts = task.read(connection, given)
+        for place in (first, second):
+            if type(place) is not int or not 0 <= place < len(texts):
+                raise DataError(f"place {place!r} is not one of the {len(texts)} completions")
+        return diff.words(texts[first], texts[second])
 
     def progress(self, annotator: str) -> Progress:
-        """How many items of the round the annotator has ranked and skipped, and could still rank."""
-        query = (
-            sa.select(assignments.c.state, sa.func.count())
-            .join(items, assignments.c.item_id == items.c.id)
-            .where(assignments.c.annotator == annotator, items.c.round == self.policy.round)
-            .group_by(assignments.c.state)
-        )
+        """How many items of the round the annotator has ranked and skipped and could still rank, and how fast."""
         with self.store.read() as connection:
-            states = {row[0]: row[1] for row in connection.execute(query)}
-            left = assignment.remaining(connection, annotator, self.policy, self._clock())
-        return Progress(ranked=states.get(DONE, 0), skipped=states.get(SKIPPED, 0), remaining=left)
+            return history.progress(connection, annotator, self.policy, self._clock())
 
     def wanted(self) -> int:
         """How many rankings the round still needs, whoever gives them."""
         with self.store.read() as connection:
-            return assignment.wanted(connection, self.policy, self._clock())
+            return places.wanted(connection, self.policy, self._clock())
 
+    def slots(self) -> int:
+        """The most completions that an item of the round, or a gold item, has."""
+        with self.store.read() as connection:
+            return places.most_completions(connection, self.policy)
 
-def _task(connection: sa.Connection, given: Assignment) -> Task:
-    prompt = connection.scalars(sa.select(items.c.prompt).where(items.c.id == given.item_id)).one()
-    mine = completions.c.item_id == given.item_id
-    texts = connection.scalars(sa.select(completions.c.text).where(mine).order_by(completions.c.position)).all()
-    shown = tuple(texts[index] for index in given.presented_order)
-    return Task(given.id, prompt, shown, uuid.uuid4().hex, _said_before(connection, given))
+    def onboarding(self, annotator: str) -> Onboarding:
+        """Guidelines and quiz as they stand, and whether the annotator has passed."""
+        with self.store.read() as connection:
+            return guidelines.onboarding(connection, annotator, self.guideline_version)
 
+    def answer_quiz(self, annotator: str, answers: Sequence[int]) -> QuizResult:
+        """Answer the quiz: for each question the number of an option, from 0. All must be right; it may be repeated."""
+        with self.store.write() as connection:
+            return guidelines.answer_quiz(connection, annotator, self.guideline_version, answers)
 
-def _said_before(connection: sa.Connection, given: Assignment) -> Said | None:
-    last = connection.execute(
-        sa.select(rankings).where(rankings.c.assignment_id == given.id).order_by(rankings.c.version.desc()).limit(1)
-    ).one_or_none()
-    if last is None:
-        return None
-    shown = [last.ranks[index] for index in given.presented_order]
-    levels = sorted({rank for rank in shown if rank is not None})
-    tiers = tuple(tuple(place for place, rank in enumerate(shown) if rank == level) for level in levels)
-    aside = tuple(place for place, rank in enumerate(shown) if rank is None)
-    return Said(tiers, aside, last.flags, last.rationale)
+    # ------------------------------------------------------------------------------------------------- rules
 
+    def _admit(self, connection: sa.Connection, annotator: str) -> None:
+        """Raises DataError for an annotator who is paused, or has not passed the quiz."""
+        if connection.scalar(sa.select(users.c.paused).where(users.c.name == annotator)):
+            raise DataError("your work is paused: what you have begun is kept; ask whoever runs this round")
+        if self._quiz and not guidelines.passed(connection, annotator, self.guideline_version):
+            raise DataError(f"answer the quiz on the guidelines (version {self.guideline_version}) first")
 
-def _ranks(tiers: Tiers, aside: Sequence[int], presented_order: Sequence[int]) -> tuple[int | None, ...]:
-    """Ranks in stored order from places on the page; raises DataError unless every place is used once."""
-    count = len(presented_order)
-    placed = [place for tier in tiers for place in tier]
-    used = [*placed, *aside]
-    if any(isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count for place in used):
-        raise DataError(f"places {used} are not those of {count} completions")
-    if sorted(used) != list(range(count)):
-        raise DataError("rank each completion once, or set it aside")
-    if len(placed) < 2:
-        raise DataError("rank at least two completions, or skip the task")
-    ranks: list[int | None] = [None] * count
-    for rank, tier in enumerate((tier for tier in tiers if tier), start=1):
-        for place in tier:
-            ranks[presented_order[place]] = rank
-    return tuple(ranks)
+    def _judgement(
+        self,
+        given: Assignment,
+        tiers: Tiers,
+        aside: Sequence[int],
+        flags: Mapping[str, Any],
+        rationale: str | None,
+        seconds: float | None,
+        now: float,
+    ) -> Judgement:
+        order = given.presented_order
+        checked = said.checked_flags(flags, self.criteria, order)
+        return Judgement(
+            ranks=said.checked_ranks(tiers, aside, order, all_aside=any(name in checked for name in said.UNRANKED)),
+            presented_order=order,
+            flags=checked,
+            rationale=said.checked_text("rationale", rationale, said.MAX_RATIONALE),
+            seconds=quality.time_taken(seconds, given.shown_at, now),
+            guideline_version=self.guideline_version,
+            created_at=iso(now),
+        )
 
+    def _too_fast(self, connection: sa.Connection, given: Assignment, seconds: float | None) -> bool:
+        """Whether the item could not be read in the time, that of earlier versions included."""
+        if self.words_per_second is None or seconds is None:
+            return False
+        total = seconds + history.seconds_before(connection, given.id)
+        return quality.is_too_fast(total, quality.words(*task.read(connection, given)), self.words_per_second)
 
-def _acknowledged(connection: sa.Connection, key: str, given: Assignment, judgement: Judgement) -> int | None:
-    """The ranking saved under this key; raises DataError where it says something else."""
-    if not key or len(key) > 100:
-        raise DataError("the idempotency key must have 1 to 100 characters")
-    row = connection.execute(sa.select(rankings).where(rankings.c.idempotency_key == key)).one_or_none()
-    if row is None:
-        return None
-    before = (row.assignment_id, tuple(row.ranks), row.flags, row.rationale)
-    if before != (given.id, judgement.ranks, judgement.flags, judgement.rationale):
-        raise DataError("this page has already saved another ranking: reload it to change what you said")
-    return row.id
-
-
-def _checked_flags(flags: Mapping[str, Any]) -> dict[str, bool]:
-    if unknown := set(flags) - set(FLAGS):
-        raise DataError(f"there is no flag {sorted(unknown)[0]!r}; known are {', '.join(FLAGS)}")
-    return {name: True for name in FLAGS if flags.get(name) is True}
-
-
-def _checked_rationale(rationale: str | None) -> str | None:
-    if rationale is not None and len(rationale) > MAX_RATIONALE:
-        raise DataError(f"the rationale has {len(rationale)} characters; {MAX_RATIONALE} are allowed")
-    return (rationale or "").strip() or None
-
-
-def _checked_seconds(seconds: float | None) -> float | None:
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-        raise DataError(f"seconds is {seconds!r}, but it must be 0 or more")
-    return seconds
+    def _check_editable(self, connection: sa.Connection, given: Assignment, now: float) -> None:
+        saved = history.saved_at(connection, given.id)
+        if saved is not None and now - saved > 60 * self.edit_minutes:
+            raise DataError(f"this was saved more than {self.edit_minutes:g} minutes ago: it can no longer be changed")
