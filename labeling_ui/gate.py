@@ -134,7 +134,7 @@ class Gate:
         if method not in READS:
             self._check_csrf(session, path, headers)
             self._slow_down(self._limits.writing, session.person.name)
-        return scope | {PERSON: session.person, TOKEN: session.csrf}
+        return {**scope, PERSON: session.person, TOKEN: session.csrf}
 
     async def _session(self, headers: Headers) -> Session:
         if self._accounts is None:
@@ -168,7 +168,8 @@ class Gate:
             return JSONResponse({"error": str(refusal)}, refusal.status, refusal.headers)
         if refusal.status != 401:
             return problem_page(str(refusal), refusal.status, self._site.prefix, refusal.headers)
-        wanted = "" if scope["path"] == "/" else f"?next={quote(scope['path'])}"
+        page = scope["method"] in READS and scope["path"] != "/"
+        wanted = f"?next={quote(scope['path'])}" if page else ""
         return RedirectResponse(f"{self._site.prefix}/login{wanted}", 303)
 
 
