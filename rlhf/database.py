@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from rlhf.types import ConfigError, DataError, UserError
+from rlhf.types import ConfigError, DataError, StoreError, UserError
 
 BUSY_SECONDS = 15.0
 """How long a writer waits for another one, and a request for a connection, before it gives up."""
@@ -176,4 +176,4 @@ def _told(error: exc.DBAPIError | exc.TimeoutError, name: str, verb: str) -> Use
         advice = "the connection was lost; what was not acknowledged may not be saved: look at the server and repeat it"
     if advice is None:
         advice = "look at the server and at --store" if "://" in name else "choose another --store"
-    return DataError(f"the label store {shown(name)} cannot be {verb} ({said}): {advice}")
+    return StoreError(f"the label store {shown(name)} cannot be {verb} ({said}): {advice}")

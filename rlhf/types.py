@@ -19,6 +19,10 @@ class DataError(UserError, ValueError):
     """A file, row or column that cannot be used."""
 
 
+class StoreError(DataError):
+    """A label store that cannot be reached, read or written as things are; the same may work later."""
+
+
 class ConfigError(UserError, ValueError):
     """A setting that cannot be used."""
 
