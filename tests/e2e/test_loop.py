@@ -152,3 +152,25 @@ def test_plain_libraries_read_what_the_run_wrote(first: Path) -> None:
     calibrated = ours(prompts, completions)
     raw = ours.raw_scores(prompts, completions)
     assert calibrated == pytest.approx(((raw - config.score_mean) / config.score_std).tolist(), abs=1e-5)
+
+
+def test_the_tables_of_the_demo_hold_what_the_run_found(
+    first: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.sentiment import table
+
+    monkeypatch.setattr("sys.argv", ["table", str(first)])
+    table.main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    shown = {row[0]: row[1] for row in rows if len(row) == 2}
+    found = json.loads((first / "evaluate" / "evaluation.json").read_text())
+    rate = found["win_rate"]
+    assert shown["win rate of PPO over SFT, by the judge"] == (
+        f"**{rate['value']:.3f} ({rate['low']:.3f} to {rate['high']:.3f})**"
+    )
+    best = found["best_of_n"][0]
+    assert shown[f"KL, at most, n = {best['n']}"] == f"{best['kl']:.2f}"
+    gain = best["judged"] - found["baseline"]["judged"]["value"]
+    assert shown[f"sentiment gained per nat, at least, n = {best['n']}"] == f"{gain / best['kl']:.3f}"
+    seconds = sum(json.loads((first / stage / "env.json").read_text())["seconds"] for stage in table.STAGES)
+    assert shown["all"] == f"**{seconds / 60:.1f}**"
