@@ -23,8 +23,8 @@ GENESIS = "0" * 64
 HEAD = "log_head"
 """The row of `meta` with the number and hash of the last event; a log that was cut short does not fit it."""
 
-RANKING, WITHDRAWN, FORGET, ERASED = "ranking", "withdrawn", "forget", "erased"
-"""The kinds of event from which the rankings that stand, and what may be missing, can be worked out."""
+ITEM, RANKING, WITHDRAWN, FORGET, ERASED, MIGRATED = "item", "ranking", "withdrawn", "forget", "erased", "migrated"
+"""The kinds of event from which the items, the rankings that stand, and what may be missing can be worked out."""
 
 SAID = tuple(column.name for column in rankings.columns if column.name not in ("id", "active", "event"))
 """The columns of a ranking, all of which its event repeats."""

@@ -5,6 +5,7 @@ Every function runs inside one transaction of the store; those that write, insid
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,9 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlhf.contract import digest
 from rlhf.event_log import RANKING, SAID, WITHDRAWN, add_event, now
 from rlhf.schema import assignments, completions, items, rankings
-from rlhf.types import Completion, Ranking
+from rlhf.types import Completion, Prompt, Ranking
 
 TASK, GOLD, REPEAT, ADJUDICATION = "task", "gold", "repeat", "adjudication"
 """Kinds of assignment: an ordinary one; one whose answer is known; one that the annotator has ranked before; and an
@@ -35,6 +37,11 @@ class Judgement:
     seconds: float | None = None
     guideline_version: int = 1
     created_at: str | None = None
+
+
+def item_key(prompt: Prompt, texts: Sequence[str], round: int) -> str:
+    """The fingerprint of an item: the same prompt, texts and round are the same item."""
+    return digest(json.dumps([prompt, list(texts), round], sort_keys=True, ensure_ascii=False))
 
 
 def insert(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf.database import shown, sqlite_path
-from rlhf.event_log import add_event, append
+from rlhf.event_log import MIGRATED, add_event, append
 from rlhf.judgements import log_ranking, log_withdrawal
 from rlhf.progress import say
-from rlhf.schema import SCHEMA_VERSION, assignments, meta, rankings, tables
+from rlhf.schema import SCHEMA_VERSION, assignments, items, meta, rankings, tables
 from rlhf.types import DataError
 
 ADVISORY_LOCK = 7_239_001
@@ -127,7 +127,8 @@ def _from_1_to_2(connection: sa.Connection) -> None:
     stand = {each["assignment_id"] for each in said if each["active"]}
     for assignment_id in sorted({each["assignment_id"] for each in said} - stand):
         log_withdrawal(connection, assignment_id)
-    add_event(connection, "migrated", before=1, after=SCHEMA_VERSION)
+    keys = {str(row.id): row.key for row in connection.execute(sa.select(items.c.id, items.c.key))}
+    add_event(connection, MIGRATED, before=1, after=SCHEMA_VERSION, keys=keys)
     renumber(connection)
     connection.execute(sa.update(meta).where(meta.c.name == "schema_version").values(value=str(SCHEMA_VERSION)))
 

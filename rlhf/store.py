@@ -20,7 +20,7 @@ from rlhf import database
 from rlhf.contract import digest
 from rlhf.data import prompt_key, ranking_to_json, write_rankings
 from rlhf.database import begin, connect, refusing, shown
-from rlhf.event_log import add_event, now
+from rlhf.event_log import ITEM, add_event, now
 from rlhf.judgements import (
     LATE,
     TASK,
@@ -28,6 +28,7 @@ from rlhf.judgements import (
     add_ranking,
     completions_of,
     insert,
+    item_key,
     judgement_of,
     standing,
     withdraw,
@@ -189,7 +190,7 @@ class Store:
 def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Completion], round: int) -> int:
     if len(texts) < 2:
         raise DataError(f"an item needs at least 2 completions to rank, this one has {len(texts)}")
-    key = digest(json.dumps([prompt, [each.text for each in texts], round], sort_keys=True, ensure_ascii=False))
+    key = item_key(prompt, [each.text for each in texts], round)
     known = connection.scalars(sa.select(items.c.id).where(items.c.key == key)).one_or_none()
     if known is not None:
         return known
@@ -197,7 +198,7 @@ def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Complet
     item_id = insert(connection, items, row)
     rows = [{**asdict(each), "item_id": item_id, "position": position} for position, each in enumerate(texts)]
     connection.execute(sa.insert(completions), rows)
-    add_event(connection, "item", item_id=item_id, key=key, completions=len(texts))
+    add_event(connection, ITEM, item_id=item_id, key=key, completions=len(texts))
     return item_id
 
 
