@@ -1,121 +1,172 @@
-"""The page on which one person ranks the completions of one prompt.
+"""The page on which annotators rank the completions of one prompt.
 
-Model text is hostile: it goes into sanitised Markdown only, with its HTML shown as text. The ranking widget gets
-letters and numbers; `static/rank.js` draws it and sends what was said to the server.
+Model text is hostile. It reaches the browser twice: as Markdown that was made inert (`markdown.py`), and as data that
+`static/*.js` puts into text nodes. Who ranks comes from the gate's scope at every event, never from the page.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from labeling_ui.service import FLAGS, LabelService, Task
+from labeling_ui.guidelines import Onboarding
+from labeling_ui.markdown import as_markdown, text_box
+from labeling_ui.person import person_of
+from labeling_ui.said import FLAGS
+from labeling_ui.service import LabelService, Task
 from rlhf.contract import digest
-from rlhf.types import Prompt
+from rlhf.types import DataError, Prompt
 
 STATIC = Path(__file__).parent / "static"
+"""To be served under `/page`: the page's scripts are in its folder `rank`."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MOST_TURNS = 40
 
 WELCOME = """Rank the completions from best to worst. Put those that are equally good on the same rank.
 Set aside what you cannot judge. Read all of them before you begin: their order on the page means nothing."""
 
-FINISHED = """### Everything is ranked
-
-Thank you. There is nothing left for you in this round; you can close the page."""
+FINISHED = "Everything is ranked. Thank you! There is nothing left for you in this round; you can close the page."
 
 
-def build(service: LabelService, annotator: str, *, slots: int, guidelines: str = WELCOME) -> gr.Blocks:
-    """The page for one annotator, with room for `slots` completions."""
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation; a plain prompt is a turn of nobody."""
+
+    role: str
+    text: str
+
+
+def build(
+    service: LabelService, *, slots: int, criteria: Sequence[str] = (), guidelines: str = WELCOME
+) -> gr.Blocks:
+    """The page, with room for `slots` completions, each of which may be rated by `criteria`.
+
+    `guidelines` (Markdown) are shown where the round has none of its own.
+    """
+    turns = _most_turns(service)
     with gr.Blocks(title="Rank completions", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(html_template=_HEADER, js_on_load=None, apply_default_css=False, elem_id="progress")
-        with gr.Accordion("Guidelines", open=False, elem_id="guidelines"):
-            gr.Markdown(guidelines)
+        _place("top")
+        with gr.Column(elem_id="guidelines"):
+            _place("guidelines-head")
+            guide = gr.Markdown(elem_id="guidelines-text")
+        _place("message")
+        _place("quiz-place")
         with gr.Row(elem_id="desk"):
             with gr.Column(scale=5, elem_id="reading"):
-                prompt = gr.Markdown(elem_id="prompt", line_breaks=True)
-                written = gr.Checkbox(
-                    label="Show texts as written, without formatting", container=False, elem_id="written"
-                )
+                _place("steps")
+                with gr.Column(elem_id="prompt"):
+                    prompt = [_text_block("turn") for _ in range(turns)]
+                _place("tools")
                 with gr.Column(elem_id="cards"):
-                    cards = [_card(slot) for slot in range(slots)]
-            with gr.Column(scale=2, min_width=300, elem_id="side"):
-                script = (STATIC / "rank.js").read_text(encoding="utf-8")
-                widget = gr.HTML(
-                    html_template='<div class="rank"></div>', js_on_load=script, apply_default_css=False, elem_id="rank"
-                )
-        show = partial(_shown, service, annotator, slots)
+                    cards = [_text_block("card") for _ in range(slots)]
+            with gr.Column(scale=2, min_width=300, elem_id="side-column"):
+                _place("side")
+        wire = gr.HTML(html_template="<i></i>", js_on_load=_START, apply_default_css=False, elem_id="wire")
+
+        def show(request: gr.Request) -> list[Any]:
+            onboarding, state = _state(service, person_of(request.request.scope).name, criteria, turns)
+            texts = [*_padded([turn["text"] for turn in state["turns"]], turns), *_padded(state["texts"], slots)]
+            return [state, onboarding.guidelines or guidelines, *(as_markdown(text, state["key"]) for text in texts)]
+
         # Not queued: what waits in Gradio's queue dies with the tab.
         how: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        for event in (page.load, widget.next, written.input):
-            event(show, inputs=written, outputs=[prompt, widget, *cards], **how)
+        for event in (page.load, wire.next):
+            event(show, outputs=[wire, guide, *prompt, *cards], **how)
     return page.queue(api_open=False)
 
 
-def _card(slot: int) -> gr.Markdown:
-    with gr.Column(elem_classes="card"):
-        gr.HTML(
-            html_template=_CARD_HEAD.format(letter=LETTERS[slot], slot=slot), js_on_load=None, apply_default_css=False
-        )
-        return gr.Markdown(line_breaks=True, elem_id=f"card-{LETTERS[slot]}", elem_classes="card-text")
+def _place(name: str) -> None:
+    """An empty element that the page's scripts fill. It never gets a value, so that Gradio never draws it again."""
+    gr.HTML(html_template=f'<div class="{name}"></div>', js_on_load=None, apply_default_css=False, elem_id=name)
 
 
-def _shown(service: LabelService, annotator: str, slots: int, written: bool = False) -> list[Any]:
-    """Prompt, widget and cards of the annotator's task; with `written`, texts to the letter."""
-    task = service.next_task(annotator)
-    state = asdict(service.progress(annotator)) | {"wordings": FLAGS}
-    if task is None:
-        return [FINISHED, state | {"id": None, "key": "", "draft": "", "count": 0}, *[""] * slots]
-    form = as_written if written else as_markdown
-    texts = [form(text) if text.strip() else "*(empty)*" for text in task.completions]
-    return [prompt_markdown(task.prompt, form), state | _widget_state(task), *texts, *[""] * (slots - len(texts))]
+def _text_block(kind: str) -> gr.Markdown:
+    """A text as Markdown and as written, between a head and a tail for the scripts."""
+    how: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}
+    with gr.Column(elem_classes=["text-block", kind]):
+        gr.HTML(html_template=f'<div class="{kind}-head"></div>', **how)
+        text = text_box(elem_classes="model-text")
+        gr.HTML(html_template=f'<pre class="written"></pre><div class="{kind}-tail"></div>', **how)
+    return text
 
 
-def _widget_state(task: Task) -> dict[str, Any]:
-    """What the widget may know: numbers, what the annotator said before, and the name of the browser's draft of it."""
+def _state(
+    service: LabelService, annotator: str, criteria: Sequence[str], turns: int
+) -> tuple[Onboarding, dict[str, Any]]:
+    """What comes before the first item, and what the scripts get to know."""
+    onboarding = service.onboarding(annotator)
+    screen, message, task = _task(service, annotator) if onboarding.passed else ("quiz", "", None)
+    state = {
+        "person": annotator,
+        "screen": screen,
+        "message": message,
+        "criteria": list(criteria),
+        "wordings": FLAGS,
+        "progress": asdict(service.progress(annotator)),
+        "guidelines": {"version": onboarding.version, "given": onboarding.guidelines is not None},
+        "questions": [asdict(question) for question in onboarding.questions],
+    }
+    return onboarding, state | (_EMPTY if task is None else _task_state(task, turns))
+
+
+def _task(service: LabelService, annotator: str) -> tuple[str, str, Task | None]:
+    """Which screen the annotator sees, with which message and task."""
+    try:
+        task = service.next_task(annotator)
+    except DataError as error:  # such as: an admin has paused this annotator
+        return "stopped", str(error), None
+    return ("finished", FINISHED, None) if task is None else ("rank", "", task)
+
+
+_EMPTY: dict[str, Any] = {"id": None, "key": "", "draft": "", "count": 0, "texts": [], "turns": []}
+
+
+def _task_state(task: Task, turns: int) -> dict[str, Any]:
+    """The task without its origin; `draft` names the browser's draft of exactly these texts."""
     return {
         "id": task.id,
         "key": task.key,
         "draft": digest(repr((task.id, task.prompt, task.completions))),
         "count": len(task.completions),
+        "texts": list(task.completions),
+        "turns": [asdict(turn) for turn in _fitting(_conversation(task.prompt), turns)],
         "before": None if task.before is None else asdict(task.before),
+        "saved": task.draft,
     }
 
 
-def prompt_markdown(prompt: Prompt, form: Callable[[str], str]) -> str:
-    """A prompt for reading; the turns of a conversation are headed by who speaks."""
+def _conversation(prompt: Prompt) -> list[Turn]:
     if isinstance(prompt, str):
-        return form(prompt)
-    return "\n\n".join(f"**{as_markdown(turn['role'])}**\n\n{form(turn['content'])}" for turn in prompt)
+        return [Turn("", prompt)]
+    return [Turn(turn["role"], turn["content"]) for turn in prompt]
 
 
-def as_markdown(text: str) -> str:
-    """Model text as Markdown in which HTML and images are shown as written; code keeps its characters."""
-    parts = re.split(_CODE, text)
-    parts[::2] = [_inert(part) for part in parts[::2]]  # every second part is code
-    return "".join(parts).strip()
+def _fitting(turns: list[Turn], room: int) -> list[Turn]:
+    """At most `room` turns; of longer conversations, those before the last ones are shown as one."""
+    if len(turns) <= room:
+        return turns
+    early = turns[: len(turns) - room + 1]
+    return [Turn("", "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in early)), *turns[len(early) :]]
 
 
-def as_written(text: str) -> str:
-    """Model text as a Markdown block in which every character stands for itself."""
-    fence = "~" * (1 + max([2, *(len(run) for run in re.findall("~+", text))]))
-    return f"{fence}text\n{text}\n{fence}"
+def _most_turns(service: LabelService) -> int:
+    items = service.store.items(service.policy.round)
+    return min(MOST_TURNS, max((len(_conversation(item.prompt)) for item in items), default=1))
 
 
-def _inert(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!&#91;")
+def _padded(texts: Sequence[str], room: int) -> list[str]:
+    return [*texts, *[""] * (room - len(texts))]
 
 
-_CODE = re.compile(r"(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)|\Z)|`[^`\n]+`)", flags=re.DOTALL | re.MULTILINE)
-
-_HEADER = """<div class="top"><h1>Rank completions</h1><div class="progress-box">
-<span class="progress-text">&nbsp;</span><progress value="0" max="1"></progress></div></div>"""
-
-_CARD_HEAD = """<div class="card-head"><span class="card-letter">{letter}</span>
-<div class="card-picks" data-slot="{slot}" role="group" aria-label="Rank of completion {letter}"></div></div>"""
+_START = """
+const path = new URL(window.gradio_config?.root ?? "/", document.baseURI).pathname.replace(/[/]$/, "");
+import(`${path}/page/rank/main.js`).then((page) => page.start({ props, watch, next: () => trigger("next") })).catch((error) => {
+  console.error(error);
+  document.body.prepend("The page could not be loaded: reload it.");
+});
+"""
