@@ -17,10 +17,10 @@ import sqlalchemy as sa
 
 from labeling_ui import chance, hidden, places
 from labeling_ui.places import DONE, OPEN, SKIPPED, Policy
+from labeling_ui.refusals import Conflict, NotAllowed
 from rlhf.event_log import add_event
 from rlhf.judgements import GOLD, LATE, REPEAT, TASK, insert
 from rlhf.schema import assignments, completions, items
-from rlhf.types import DataError
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,12 @@ def has_place(connection: sa.Connection, given: Assignment, policy: Policy, now:
 
 def _next_item(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> tuple[int | None, str]:
     """A new item and its kind. All kinds are looked for each time: how long it takes must not tell what comes."""
-    order = chance.shuffled("claim", policy.seed, annotator)
-    found = {TASK: connection.scalar(places.free(annotator, policy, now).order_by(order, items.c.id).limit(1))}
+    found = {TASK: places.next_free(connection, annotator, policy, now)}
     if policy.gold_rate:
-        found[GOLD] = connection.scalar(hidden.gold_for(annotator, policy.seed).limit(1))
+        found[GOLD] = hidden.next_gold(connection, annotator, policy.seed)
     if policy.repeat_rate:
-        found[REPEAT] = connection.scalar(hidden.repeats_for(annotator, policy.round, policy.seed).limit(1))
-    shown = sa.select(sa.func.count()).select_from(_mine(annotator, policy).subquery())
+        found[REPEAT] = hidden.next_repeat(connection, annotator, policy.round, policy.seed)
+    shown = _mine(annotator, policy).with_only_columns(sa.func.count())
     kind = policy.plan(annotator).kind(connection.scalars(shown).one())
     if found[TASK] is None or found.get(kind) is None:
         kind = TASK  # nobody is kept for the sake of a hidden item
@@ -130,7 +129,8 @@ def held(connection: sa.Connection, annotator: str, policy: Policy, now: float) 
 
 def shown(connection: sa.Connection, annotator: str, policy: Policy) -> list[hidden.Shown]:
     """What the annotator was handed out, in the order of positions."""
-    rows = connection.execute(_mine(annotator, policy).order_by(assignments.c.id))
+    kinds = _mine(annotator, policy).with_only_columns(assignments.c.kind, assignments.c.state)
+    rows = connection.execute(kinds.order_by(assignments.c.id))
     return [hidden.Shown(row.kind, row.state) for row in rows]
 
 
@@ -141,7 +141,7 @@ def find(connection: sa.Connection, assignment_id: int, annotator: str, policy: 
     """The annotator's assignment of this id. Raises DataError where it is not theirs."""
     row = connection.execute(_mine(annotator, policy).where(assignments.c.id == assignment_id)).one_or_none()
     if row is None:
-        raise DataError(f"task {assignment_id} was not given to {annotator!r}: reload the page")
+        raise NotAllowed(f"task {assignment_id} was not given to {annotator!r}: reload the page")
     return _assignment(row._mapping)
 
 
@@ -163,7 +163,7 @@ def reopen(connection: sa.Connection, given: Assignment, policy: Policy, now: fl
     """
     state = OPEN if given.state == SKIPPED else given.state
     if given.state == SKIPPED and not has_place(connection, given, policy, now):
-        raise DataError("others have taken what you skipped: there is nothing left to do on it")
+        raise Conflict("others have taken what you skipped: there is nothing left to do on it")
     move(connection, given, state, leased_until=now + policy.lease_seconds, shown_at=now, reopened=given.state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,16 +20,26 @@ def number(*key: object) -> int:
 
 def shuffled(*key: object) -> sa.ColumnElement[int]:
     """A number from 0 to PRIME - 1 for each item, in an order that the key decides; for the database to compute."""
-    factor, offset = _line(*key)
-    return (sa.cast(items.c.id, sa.BigInteger) * factor + offset) % PRIME
+    return _on_line(**line(*key))
+
+
+def shuffled_later() -> sa.ColumnElement[int]:
+    """The same for a statement that is kept: its parameters `factor` and `offset` are those of `line(*key)`."""
+    return _on_line(
+        factor=sa.bindparam("factor", type_=sa.BigInteger), offset=sa.bindparam("offset", type_=sa.BigInteger)
+    )
 
 
 def place(item_id: int, *key: object) -> int:
     """The number that `shuffled` gives this item."""
-    factor, offset = _line(*key)
-    return (item_id * factor + offset) % PRIME
+    return (item_id * (drawn := line(*key))["factor"] + drawn["offset"]) % PRIME
 
 
-def _line(*key: object) -> tuple[int, int]:
+def line(*key: object) -> dict[str, int]:
+    """Factor and offset of the order that a key decides."""
     drawn = number(*key)
-    return 1 + drawn % (PRIME - 1), drawn // PRIME % PRIME
+    return {"factor": 1 + drawn % (PRIME - 1), "offset": drawn // PRIME % PRIME}
+
+
+def _on_line(factor: Any, offset: Any) -> sa.ColumnElement[int]:
+    return (sa.cast(items.c.id, sa.BigInteger) * factor + offset) % PRIME

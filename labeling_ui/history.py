@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from labeling_ui import assignment, hidden, pace, places
 from labeling_ui.assignment import Assignment
 from labeling_ui.places import DONE, SKIPPED, Policy
+from labeling_ui.refusals import Conflict
 from rlhf.judgements import LATE, Judgement
 from rlhf.schema import assignments, events, items, rankings
 from rlhf.types import DataError, Prompt
@@ -19,7 +20,7 @@ from rlhf.types import DataError, Prompt
 PROMPT_START = 80
 """Characters by which an annotator knows an item again."""
 
-LOOKED_BACK = 500
+LOOKED_BACK = 300
 """The last rankings of the store, among which those of the last quarter of an hour are looked for."""
 
 
@@ -58,9 +59,9 @@ def acknowledged(connection: sa.Connection, key: str, assignment_id: int, judgem
         return None
     before = (row.assignment_id, tuple(row.ranks), row.flags, row.rationale)
     if before != (assignment_id, judgement.ranks, judgement.flags, judgement.rationale):
-        raise DataError("this page has already saved another ranking: reload it to change what you said")
+        raise Conflict("this page has already saved another ranking: reload it to change what you said")
     if not row.active and _last_version(connection, assignment_id) == row.version:
-        raise DataError("this ranking was taken back: reload the page to rank the task again")
+        raise Conflict("this ranking was taken back: reload the page to rank the task again")
     return row.id
 
 
@@ -111,8 +112,7 @@ def progress(connection: sa.Connection, annotator: str, policy: Policy, now: flo
     states = Counter(each.state for each in shown)
     spaces = places.spaces(connection, annotator, policy, now)
     held, tasks = assignment.held(connection, annotator, policy, now), sum(spaces.values())
-    gold = sa.select(sa.func.count()).select_from(hidden.gold_for(annotator, policy.seed).subquery())
-    gold_left = connection.scalars(gold).one() if policy.gold_rate else 0
+    gold_left = hidden.gold_left(connection, annotator) if policy.gold_rate else 0
     left = hidden.upcoming(policy.plan(annotator), shown, tasks, gold_left)
     mine = pace.per_hour(_saved(connection, annotator))
     others = _others(connection, annotator, now) if mine else []

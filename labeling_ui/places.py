@@ -6,6 +6,7 @@ Every function runs inside one transaction of the store, so what it reads is sti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -52,16 +53,21 @@ def taken_by_others(connection: sa.Connection, item_id: int, assignment_id: int,
 
 def spaces(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> dict[int, int]:
     """Free places -> number of items that the annotator never had and could rank."""
-    found = free(annotator, policy, now).subquery()
-    rows = connection.execute(sa.select(found.c.places, sa.func.count()).group_by(found.c.places))
+    rows = connection.execute(_count_free(policy), {"annotator": annotator, "now": now})
     return {row[0]: row[1] for row in rows}
+
+
+def next_free(connection: sa.Connection, annotator: str, policy: Policy, now: float) -> int | None:
+    """The first of these items, in the order that the seed draws for this annotator."""
+    order = chance.line("claim", policy.seed, annotator)
+    return connection.scalar(_first_free(policy), {"annotator": annotator, "now": now, **order})
 
 
 def wanted(connection: sa.Connection, policy: Policy, now: float) -> int:
     """How many more rankings the round takes, from whomever they come."""
-    places = _places(policy, now)
-    missing = sa.func.sum(places.c.wanted - places.c.taken)
-    return connection.scalars(sa.select(missing).where(places.c.taken < places.c.wanted)).one() or 0
+    room = _room(policy).subquery()
+    missing = sa.select(sa.func.sum(room.c.places)).where(room.c.places > 0)
+    return connection.scalars(missing, {"now": now}).one() or 0
 
 
 def most_completions(connection: sa.Connection, policy: Policy) -> int:
@@ -76,39 +82,47 @@ def most_completions(connection: sa.Connection, policy: Policy) -> int:
     return connection.scalars(sa.select(sa.func.max(count.c.completions))).one() or 0
 
 
-def free(annotator: str, policy: Policy, now: float) -> sa.Select[Any, Any]:
-    """Items that the annotator never had and that have a free place."""
-    places = _places(policy, now)
-    seen = sa.select(assignments.c.item_id).where(assignments.c.annotator == annotator)
-    return (
-        sa.select(items.c.id, (places.c.wanted - places.c.taken).label("places"))
-        .join(places, places.c.id == items.c.id)
-        .where(places.c.taken < places.c.wanted, items.c.id.not_in(seen))
-    )
+# Statements with the parameters `annotator` and `now`. To put one together takes as long as to run it: they are kept.
 
 
-def _holds_place(now: float) -> sa.ColumnElement[bool]:
-    """Which assignments take one of the places of their item."""
-    live = sa.and_(assignments.c.state == OPEN, assignments.c.leased_until > now)
-    return sa.and_(assignments.c.kind == TASK, sa.or_(assignments.c.state == DONE, live))
+@cache
+def _first_free(policy: Policy) -> sa.Select[Any, Any]:
+    free = _free(policy)
+    return free.order_by(chance.shuffled_later(), items.c.id).limit(1)
 
 
-def _places(policy: Policy, now: float) -> sa.Subquery:
-    """For each item of the round, how many annotators are `wanted` and how many have `taken` a place."""
+@cache
+def _count_free(policy: Policy) -> sa.Select[Any, int]:
+    free = _free(policy).subquery()
+    return sa.select(free.c.places, sa.func.count()).group_by(free.c.places)
+
+
+def _free(policy: Policy) -> sa.Select[Any, Any]:
+    """Items that the annotator never had and that have free places: how many."""
+    seen = sa.select(assignments.c.item_id).where(assignments.c.annotator == sa.bindparam("annotator"))
+    return _room(policy, items.c.id.not_in(seen), least=1)
+
+
+def _room(policy: Policy, *which: sa.ColumnElement[bool], least: int | None = None) -> sa.Select[Any, Any]:
+    """For each item of the round how many `places` are free, leaving out those with fewer than the `least`."""
     taken = (
         sa.select(assignments.c.item_id, sa.func.count().label("taken"))
-        .where(_holds_place(now))
+        .where(_holds_place(sa.bindparam("now", type_=sa.Float)))
         .group_by(assignments.c.item_id)
         .subquery()
     )
-    extra = sa.case((chance.shuffled("overlap", policy.seed) < int(policy.overlap_share * chance.PRIME), 1), else_=0)
+    few = int(policy.overlap_share * chance.PRIME)
+    extra = sa.case((chance.shuffled("overlap", policy.seed) < few, 1), else_=0) if few else 0
+    places = policy.overlap + extra - sa.func.coalesce(taken.c.taken, 0)
+    enough = () if least is None else (places >= least,)
     return (
-        sa.select(
-            items.c.id,
-            sa.func.coalesce(taken.c.taken, 0).label("taken"),
-            (extra + policy.overlap).label("wanted"),
-        )
+        sa.select(items.c.id, places.label("places"))
         .outerjoin(taken, taken.c.item_id == items.c.id)
-        .where(items.c.round == policy.round)
-        .subquery()
+        .where(items.c.round == policy.round, *which, *enough)
     )
+
+
+def _holds_place(now: Any) -> sa.ColumnElement[bool]:
+    """Which assignments take one of the places of their item."""
+    live = sa.and_(assignments.c.state == OPEN, assignments.c.leased_until > now)
+    return sa.and_(assignments.c.kind == TASK, sa.or_(assignments.c.state == DONE, live))

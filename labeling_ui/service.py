@@ -18,6 +18,7 @@ from labeling_ui.assignment import Assignment
 from labeling_ui.guidelines import Onboarding, QuizResult
 from labeling_ui.history import Past, Progress, iso
 from labeling_ui.places import DONE, OPEN, SKIPPED, Policy
+from labeling_ui.refusals import Conflict, NotAllowed
 from labeling_ui.said import FLAGS, Said, Tiers
 from labeling_ui.task import Task
 from rlhf.judgements import LATE, Judgement, add_ranking, withdraw
@@ -123,7 +124,7 @@ class LabelService:
         with self.store.write() as connection:
             given = assignment.find(connection, task_id, annotator, self.policy)
             if not given.in_hand(now):
-                raise DataError(f"task {task_id} is ranked or skipped already: no draft of it is kept")
+                raise Conflict(f"task {task_id} is ranked or skipped already: no draft of it is kept")
             drafts.keep(connection, given.id, body, at)
             assignment.renew(connection, given, self.policy, now)
         return at
@@ -224,9 +225,9 @@ class LabelService:
     def _admit(self, connection: sa.Connection, annotator: str) -> None:
         """Raises DataError for an annotator who is paused, or has not passed the quiz."""
         if connection.scalar(sa.select(users.c.paused).where(users.c.name == annotator)):
-            raise DataError("your work is paused: what you have begun is kept; ask whoever runs this round")
+            raise NotAllowed("your work is paused: what you have begun is kept; ask whoever runs this round")
         if self._quiz and not guidelines.passed(connection, annotator, self.guideline_version):
-            raise DataError(f"answer the quiz on the guidelines (version {self.guideline_version}) first")
+            raise NotAllowed(f"answer the quiz on the guidelines (version {self.guideline_version}) first")
 
     def _judgement(
         self,
@@ -260,4 +261,4 @@ class LabelService:
     def _check_editable(self, connection: sa.Connection, given: Assignment, now: float) -> None:
         saved = history.saved_at(connection, given.id)
         if saved is not None and now - saved > 60 * self.edit_minutes:
-            raise DataError(f"this was saved more than {self.edit_minutes:g} minutes ago: it can no longer be changed")
+            raise Conflict(f"this was saved more than {self.edit_minutes:g} minutes ago: it can no longer be changed")
