@@ -1,94 +1,94 @@
-"""The web server of the ranking page: our own routes in front, the Gradio page behind them."""
+"""The web server of the ranking page: the gate, our own routes, and the Gradio pages behind them.
+
+Nothing that security rests on is held in memory, but for the rate limits: several processes may serve one PostgreSQL
+store behind one proxy, each with limits of its own. The proxy speaks TLS, passes on the Host header, and sets
+X-Forwarded-For, which is believed only where `public_url` is https; then nobody but the proxy may reach the port.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
 
-from labeling_ui import loopback, rank_view
+from labeling_ui import api, entrance, loopback, rank_view
+from labeling_ui.auth import Accounts
+from labeling_ui.doors import ALONE, TOGETHER
+from labeling_ui.limits import Limits
+from labeling_ui.person import Person
 from labeling_ui.service import LabelService
+from labeling_ui.site import Site, site_of
 from rlhf.config import LabelConfig
-from rlhf.types import ConfigError, DataError, UserError
+from rlhf.types import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 
 def create(
-    service: LabelService, annotator: str, *, slots: int, guidelines: str | None = None, data: Path | None = None
+    service: LabelService,
+    config: LabelConfig,
+    accounts: Accounts | None = None,
+    *,
+    slots: int,
+    admin: gr.Blocks | None = None,
+    limits: Limits | None = None,
 ) -> FastAPI:
-    """The whole application for one annotator; `data` is a folder that the page must never serve."""
-    app = loopback.application()
-    app.add_exception_handler(UserError, _refused)
-    _add_routes(app, service, annotator)
-    page = rank_view.build(service, annotator, slots=slots, guidelines=guidelines or rank_view.WELCOME)
+    """The whole application. Without `accounts` it is for the annotator of the config, at this machine.
+
+    `admin` is a page of its own for admins, at /admin. Raises ConfigError where the config would let others in.
+    """
+    site = site_of(config)
+    app = _application(site, config, accounts, limits)
+    api.add_routes(app, service)
+    if accounts is not None:
+        entrance.add_routes(app, accounts, site)
+    if admin is not None:
+        app.add_api_route("/admin", lambda: RedirectResponse(f"{site.prefix}/admin/", 303), methods=["GET"])
+        loopback.mount(app, admin, head=head(accounts), data=_data(config), path="/admin", role="admin")
+    app.mount("/page", StaticFiles(directory=rank_view.STATIC))
+    page = rank_view.build(service, slots=slots, criteria=config.criteria)
     style = (rank_view.STATIC / "rank.css").read_text(encoding="utf-8")
-    return loopback.mount(app, page, head=f"<style>{style}</style>", data=data)
+    return loopback.mount(app, page, head=f"<style>{style}</style>{head(accounts)}", data=_data(config))
+
+
+def _application(site: Site, config: LabelConfig, accounts: Accounts | None, limits: Limits | None) -> FastAPI:
+    if accounts is None:
+        return loopback.application(site=site, doors=ALONE, person=Person(config.annotator, "admin"))
+    return loopback.application(site=site, doors=TOGETHER, accounts=accounts, limits=limits)
+
+
+def head(accounts: Accounts | None) -> str:
+    """What a page needs in its head where people log in: the CSRF token on every write, and a way out."""
+    if accounts is None:
+        return ""
+    return f"<script>{(rank_view.STATIC / 'account.js').read_text(encoding='utf-8')}</script>"
 
 
 def serve(service: LabelService, config: LabelConfig, opened: Callable[[str], None]) -> None:
     """Serve the page until it is interrupted; `opened` is told its address. Raises ConfigError or DataError."""
-    loopback.check_host(config.host)
-    slots = max(len(item.completions) for item in service.store.items(config.round))
+    site = site_of(config)
+    accounts = Accounts(service.store) if config.accounts else None
+    if accounts is not None and not accounts.has_admin():
+        raise ConfigError(f"nobody can log in as an admin yet; invite one: {_invite_command(config, site)}")
+    slots = service.slots()
     if slots > len(rank_view.LETTERS):
         raise DataError(f"an item has {slots} completions; the page can show {len(rank_view.LETTERS)}")
-    app = create(service, config.annotator, slots=slots, guidelines=_guidelines(config), data=Path(config.store).parent)
-    with loopback.listen(config.host, config.port) as listener:
-        opened(loopback.address(listener))
+    app = create(service, config, accounts, slots=slots)
+    with loopback.listen(config.host, config.port, login=config.accounts) as listener:
+        opened(site.url or loopback.address(listener))
         loopback.serve(app, listener)
 
 
-def _guidelines(config: LabelConfig) -> str | None:
-    try:
-        return Path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"guidelines is {config.guidelines!r}, which cannot be read: {error}") from error
+def _invite_command(config: LabelConfig, site: Site) -> str:
+    address = f"--public_url {site.url}" if site.url else f"--port {config.port}"
+    return f"`rlhf accounts invite --role admin --store {config.store} {address}`"
 
 
-class Submission(BaseModel):
-    """What the page sends; places on the page count from 0."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    task: int
-    key: str
-    tiers: list[list[int]]
-    aside: list[int] = []
-    flags: dict[str, bool] = {}
-    rationale: str | None = None
-    seconds: float | None = None
-
-
-class TaskName(BaseModel):
-    """Which task a request is about."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    task: int
-
-
-def _add_routes(app: FastAPI, service: LabelService, annotator: str) -> None:
-    @app.get("/healthz")
-    def health() -> dict[str, Any]:
-        return {"ok": True}
-
-    @app.post("/api/v1/submit")
-    def submit(said: Submission) -> dict[str, Any]:
-        more = {"flags": said.flags, "rationale": said.rationale, "seconds": said.seconds}
-        receipt = service.submit(annotator, said.task, said.key, said.tiers, said.aside, **more)
-        return {"saved": True, "ranking": receipt.ranking_id, "repeated": receipt.repeated}
-
-    @app.post("/api/v1/skip")
-    def skip(about: TaskName) -> dict[str, Any]:
-        service.skip(annotator, about.task)
-        return {"skipped": about.task}
-
-    @app.post("/api/v1/undo")
-    def undo() -> dict[str, Any]:
-        return {"task": service.undo(annotator)}
-
-
-def _refused(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, status_code=400)
+def _data(config: LabelConfig) -> Path | None:
+    """The folder of the store, which no page may ever serve; a database server's is none."""
+    return None if "://" in config.store else Path(config.store).parent

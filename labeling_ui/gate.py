@@ -8,6 +8,7 @@ many, not logged in, wrong role, no CSRF token, too large.
 from __future__ import annotations
 
 import hmac
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -92,7 +93,7 @@ class Gate:
                 receive = await _received(receive, headers)
         except Refusal as refusal:
             return await self._refuse(refusal, scope, headers)(scope, receive, send)
-        await self._app(scope, receive, send)
+        await self._app(self._public(scope), receive, send)
 
     def _cleaned(self, scope: Scope) -> Scope:
         """A copy in which nothing is claimed: no person, no proxy's word, and the path without the public prefix."""
@@ -106,9 +107,13 @@ class Gate:
             cleaned["path"] = scope["path"][len(prefix) :] or "/"
             if scope.get("raw_path") is not None:
                 cleaned["raw_path"] = scope["raw_path"][len(prefix) :] or b"/"
-        if self._site.https:
-            cleaned["scheme"] = "https"
         return cleaned
+
+    def _public(self, scope: Scope) -> Scope:
+        """With the address as the browser knows it, of which Gradio makes its links. The prefix is ASGI's root path."""
+        prefix, path = self._site.prefix, scope["path"]
+        full = {"root_path": prefix, "path": prefix + path, "raw_path": (prefix + path).encode()}
+        return {**scope, **full, "scheme": "https" if self._site.https else "http"}
 
     async def _admitted(self, scope: Scope, headers: Headers) -> Scope:
         """The scope with its person. Raises Refusal."""
@@ -144,7 +149,7 @@ class Gate:
         try:
             session = await run_in_threadpool(self._accounts.session, token)
         except UserError as error:
-            raise Refusal(503, str(error)) from error
+            raise Refusal(503, store_trouble(error, None)) from error
         if session is None:
             raise Refusal(401, "log in: you are not, or no longer, logged in")
         return session
@@ -194,6 +199,14 @@ def cookie(headers: Headers, name: str) -> str | None:
 def same(given: str, kept: str) -> bool:
     """Whether two tokens are one, in a time that tells nothing about where they differ."""
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), kept.encode())
+
+
+def store_trouble(error: Exception, person: object) -> str:
+    """What a person gets to know of trouble with the store: admins all of it, others no paths."""
+    if isinstance(person, Person) and person.role == "admin":
+        return str(error)
+    logging.getLogger("uvicorn.error").error("%s", error)
+    return "nothing was saved: the store cannot be reached as things are. Try again soon, or tell whoever runs this"
 
 
 def _is_file(path: str) -> bool:

@@ -8,5 +8,6 @@ if (show) {
 // Who follows a link from elsewhere arrives without the cookie (SameSite=Strict), although logged in.
 const next = document.querySelector("form[action=login] input[name=next]");
 if (next) {
-  fetch("api/v1/me").then((answer) => { if (answer.ok) location.replace("." + next.value); }).catch(() => {});
+  fetch("login", { redirect: "manual" })
+    .then((answer) => { if (answer.type === "opaqueredirect") location.replace("." + next.value); }).catch(() => {});
 }

@@ -438,7 +438,7 @@ def test_a_public_prefix_is_taken_off_and_put_on(accounts: Accounts, behind: Beh
     visitor = as_person()
     for path in ("/rank/config", "/config"):  # whether the proxy strips it or not
         assert ask(gate, "GET", path, visitor).status == 200
-        assert behind.scopes[-1]["path"] == "/config"
+        assert (behind.scopes[-1]["root_path"], behind.scopes[-1]["path"]) == ("/rank", "/rank/config")
     assert ask(gate, "GET", "/rank/admin/", visitor).status == 403
     assert ask(gate, "GET", "/rank//admin/", visitor).status == 404
     answer = ask(gate, "GET", "/rank/admin/", {"accept": "text/html"})
