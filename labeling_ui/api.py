@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
 
 from labeling_ui.gate import SECURITY_HEADERS, TOKEN, store_trouble
 from labeling_ui.person import PERSON, Person, person_of
@@ -89,6 +90,7 @@ def add_routes(app: FastAPI, service: LabelService) -> None:
     app.add_exception_handler(UserError, _refused)
     app.add_exception_handler(PermissionError, _unknown)
     app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _answered)
     app.add_exception_handler(Exception, _broken)
     _add_state(app, service)
     _add_judging(app, service)
@@ -166,6 +168,11 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
     return JSONResponse({"error": f"{where}: {first['msg']}"}, 400)
+
+
+def _answered(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
 def _broken(_request: Request, _error: Exception) -> JSONResponse:

@@ -37,6 +37,7 @@ From human rankings to an aligned language model.
   report    write report.html of a run folder
   chat      open a page that shows the answers of the SFT and the PPO policy side by side
   check     whether the invariants of PPO hold on your own model, tokenizer, template and reward
+  accounts  who may log in to the page of `rlhf label --accounts true`: invite, list, pause ...
 
 `rlhf COMMAND --help` lists the settings of a command, `--print_config` prints them as YAML.
 """
@@ -87,7 +88,7 @@ def _command(name: str) -> Callable[[list[str]], int | None]:
     """The function behind a command, which may return an exit status; raises ConfigError naming the nearest one."""
     if name in STAGES:
         return lambda arguments: _stage(name, arguments)
-    commands = {"run": _run, "report": _report, "chat": _chat, "check": _check}
+    commands = {"run": _run, "report": _report, "chat": _chat, "check": _check, "accounts": _accounts}
     if name in commands:
         return commands[name]
     from rlhf.settings import nearest
@@ -99,6 +100,8 @@ def _command(name: str) -> Callable[[list[str]], int | None]:
 def _stage(name: str, arguments: list[str]) -> None:
     from rlhf import pipeline, settings
 
+    for flag in ("--accounts", "--insecure_http") if name == "label" else ():
+        arguments = _spelt_out(arguments, flag)
     parsed, _ = settings.parse(STAGES[name][0], arguments, command=name)
     pipeline.run_stage(name, parsed)
 
@@ -142,6 +145,12 @@ def _chat(arguments: list[str]) -> None:
     from rlhf import chat_page
 
     chat_page.run(parsed, load_reward=partial(pipeline.load_reward, precision=parsed.precision))
+
+
+def _accounts(arguments: list[str]) -> None:
+    from labeling_ui import accounts_command
+
+    accounts_command.main(arguments)
 
 
 def _check(arguments: list[str]) -> int:
