@@ -21,11 +21,23 @@ def words(first: str, second: str) -> list[Piece]:
     """
     before, after = (_WORD.findall(text[:MAX_CHARACTERS]) for text in (first, second))
     pieces: list[Piece] = []
+    gone = new = ""
     # autojunk (the default) bounds the time for texts that repeat a few words; such words still match beside others.
-    for kind, a, b, c, d in SequenceMatcher(None, before, after).get_opcodes():
-        if kind == "equal":
+    codes = SequenceMatcher(None, before, after).get_opcodes()
+    for index, (kind, a, b, c, d) in enumerate(codes):
+        if kind == "equal" and not _chance(codes, index):
+            pieces += [(name, text) for name, text in (("gone", gone), ("new", new)) if text]
             pieces.append(("same", "".join(before[a:b])))
-            continue
-        pieces += [("gone", "".join(before[a:b]))] if a < b else []
-        pieces += [("new", "".join(after[c:d]))] if c < d else []
-    return pieces
+            gone = new = ""
+        else:
+            gone, new = gone + "".join(before[a:b]), new + "".join(after[c:d])
+    return pieces + [(name, text) for name, text in (("gone", gone), ("new", new)) if text]
+
+
+def _chance(codes: list[tuple[str, int, int, int, int]], index: int) -> bool:
+    """Whether words in common stand between changes so much longer that they tell nothing, such as a lone "the"."""
+    if not 0 < index < len(codes) - 1:
+        return False
+    _, start, end, _, _ = codes[index]
+    around = [max(b - a, d - c) for _, a, b, c, d in (codes[index - 1], codes[index + 1])]
+    return 3 * (end - start) <= min(around)

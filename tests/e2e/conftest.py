@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.e2e.page_world import Site, Visit, opened, running
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET_CHROMIUM = [
@@ -38,3 +41,24 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET_CHROMIUM)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`site(items, ...)` serves a ranking page until the test ends."""
+    with ExitStack() as stack:
+        yield lambda *items, **options: stack.enter_context(running(tmp_path, items, **options))
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """`visit(site, ...)` opens it in a browser of its own and waits until there is something to rank."""
+    visits: list[Visit] = []
+
+    def start(where: Site, width: int = 1280, height: int = 900, screen: str = "rank", **options: Any) -> Visit:
+        visits.append(opened(browser, where.url, width, height, **options))
+        return visits[-1].ready(screen)
+
+    yield start
+    for each in visits:
+        each.page.context.close()

@@ -2,277 +2,130 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-import sqlalchemy as sa
-import uvicorn
-
-from labeling_ui import app
-from labeling_ui.assignment import Policy
-from labeling_ui.service import LabelService
-from rlhf import schema
-from rlhf.store import Store
-from rlhf.types import Completion, Ranking
-
-HOSTILE = [
-    '<img src=x onerror="window.pwned=1">',
-    "${window.pwned=2} {{constructor}} \\ `${HOME}`",
-    "</script><script>window.pwned=3</script>",
-    "[click](javascript:window.pwned=4) ![x](http://evil.example/t.png)",
-]
-HOSTILE_PROMPT = "A <b>bold</b> prompt ${window.pwned=5} <iframe src='http://evil.example'></iframe>"
-
-
-@dataclass
-class Site:
-    """A running page over a store of its own."""
-
-    url: str
-    store: Store
-
-    def rankings_ever_saved(self) -> int:
-        with self.store.read() as connection:
-            return connection.scalars(sa.select(sa.func.count()).select_from(schema.rankings)).one()
-
-
-@dataclass
-class Visit:
-    """A person at the page."""
-
-    page: Any
-    problems: list[str] = field(default_factory=list)
-
-    def ready(self) -> Visit:
-        self.page.wait_for_selector("#rank .rank-submit, #rank .rank-plain")
-        self.page.wait_for_function("document.querySelector('.progress-text').textContent.includes('to go')")
-        return self
-
-    def texts(self) -> dict[str, str]:
-        """What stands on each visible card, by letter."""
-        letters = self.page.locator("#cards .card:visible .card-letter").all_inner_texts()
-        return {letter: self.page.locator(f"#card-{letter}").inner_text().strip() for letter in letters}
-
-    def rows(self) -> dict[str, list[str]]:
-        """The letters in each row of the widget."""
-        rows = self.page.locator(".rank-row").all()
-        return {row.get_attribute("data-row"): row.locator(".rank-chip").all_inner_texts() for row in rows}
-
-    def put(self, letter: str, rank: int) -> None:
-        self.page.get_by_role("button", name=f"Rank {letter} {rank}", exact=True).click()
-
-    def chip(self, letter: str) -> Any:
-        return self.page.locator(".rank-chip", has_text=letter)
-
-    def row(self, name: str | int) -> Any:
-        return self.page.locator(f'.rank-row[data-row="{name}"]')
-
-    def drag(self, letter: str, row: str | int) -> None:
-        start, end = self.chip(letter).bounding_box(), self.row(row).bounding_box()
-        self.page.mouse.move(start["x"] + 10, start["y"] + 10)
-        self.page.mouse.down()
-        self.page.mouse.move(end["x"] + end["width"] / 2, end["y"] + end["height"] / 2, steps=6)
-        self.page.mouse.up()
-
-    def submit(self) -> None:
-        self.page.locator(".rank-submit").click()
-        self.shows("Saved")
-
-    def shows(self, status: str) -> None:
-        self.page.wait_for_function(
-            "text => document.querySelector('.rank-status').textContent.startsWith(text)", arg=status
-        )
-
-    def progress(self, text: str) -> None:
-        self.page.wait_for_function(
-            "text => document.querySelector('.progress-text').textContent.startsWith(text)", arg=text
-        )
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(*items: tuple[Any, list[str]]) -> Site:
-        store = Store(tmp_path / "labels.db")
-        for prompt, texts in items:
-            store.add_completions(prompt, [Completion(text, "secret-model", n) for n, text in enumerate(texts)])
-        service = LabelService(store, Policy())
-        slots = max(len(texts) for _, texts in items)
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app.create(service, "me", slots=slots), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        deadline = time.monotonic() + 120
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", store)
-
-    yield start
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join(timeout=20)
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
-    contexts = []
-
-    def start(site: Site, width: int = 1280, height: int = 900, **options: Any) -> Visit:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        visit = Visit(context.new_page())
-        visit.page.set_default_timeout(60_000)
-        visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
-        visit.page.on("dialog", lambda dialog: visit.problems.append(dialog.message))
-        visit.page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith((site.url, "data:", "blob:")) else visit.problems.append(request.url)
-            ),
-        )
-        visit.page.goto(site.url)
-        return visit.ready()
-
-    yield start
-    for context in contexts:
-        context.close()
-
-
-def ranks_by_text(ranking: Ranking) -> dict[str, int | None]:
-    return dict(zip(ranking.completions, ranking.ranks, strict=True))
-
+from tests.e2e.page_world import Site, Visit, ranks_by_text
 
 FILMS = [(f"film {n}", [f"text {n}{letter}" for letter in "wxyz"]) for n in range(3)]
+TWO = [("p", ["x", "y"]), ("q", ["v", "w"])]
+Serve, Open = Callable[..., Site], Callable[..., Visit]
 
 
-def test_three_items_by_hand_reach_the_store_as_they_were_meant(
-    site: Callable[..., Site], visit: Callable[..., Visit]
-) -> None:
+def prompt(me: Visit) -> str:
+    return me.page.locator("#prompt").inner_text()
+
+
+def test_three_items_reach_the_store_as_they_were_meant(site: Serve, visit: Open) -> None:
     """Cards, keyboard and mouse in turn; the expectation comes from the texts as the browser shows them."""
     where = site(*FILMS)
     me = visit(where)
     expected: dict[str, dict[str, int | None]] = {}
 
-    shown, prompt = me.texts(), me.page.locator("#prompt").inner_text()
+    shown, about = me.written(), prompt(me)
     assert sorted(shown) == ["A", "B", "C", "D"]
     for letter, rank in zip("ABCD", (2, 1, 2, 4), strict=True):
-        assert me.page.locator(".rank-submit").is_disabled()
+        assert me.page.locator(".submit").is_disabled()
         me.put(letter, rank)
     assert me.rows() == {"pool": [], "0": ["B"], "1": ["A", "C"], "2": [], "3": ["D"], "aside": []}
-    expected[prompt] = {shown["A"]: 2, shown["B"]: 1, shown["C"]: 2, shown["D"]: 3}
+    assert me.row(1).locator("em").inner_text() == "tie"
+    expected[about] = {shown["A"]: 2, shown["B"]: 1, shown["C"]: 2, shown["D"]: 3}
     me.submit()
     me.progress("1 ranked · 2 to go")
 
-    shown, prompt = me.texts(), me.page.locator("#prompt").inner_text()
-    for keys in ("d1", "b2", "a3", "c0"):
-        for key in keys:
-            me.page.keyboard.press(key)
-    expected[prompt] = {shown["D"]: 1, shown["B"]: 2, shown["A"]: 3, shown["C"]: None}
-    me.page.keyboard.press("Control+Enter")
+    shown, about = me.written(), prompt(me)
+    me.press("d", "1", "b", "2", "a", "3", "c", "0")
+    expected[about] = {shown["D"]: 1, shown["B"]: 2, shown["A"]: 3, shown["C"]: None}
+    me.press("Control+Enter")
     me.progress("2 ranked · 1 to go")
 
-    shown, prompt = me.texts(), me.page.locator("#prompt").inner_text()
-    me.drag("C", 0)
-    me.drag("A", 3)
-    me.drag("D", 3)
-    me.drag("B", "aside")
+    shown, about = me.written(), prompt(me)
+    me.drag(me.chip("C"), 0)
+    me.drag(me.card("A").locator(".card-letter"), 3)
+    me.drag(me.chip("D"), 3)
+    me.drag(me.chip("B"), "aside")
     me.chip("B").click()
     me.row(1).click()
     assert me.rows() == {"pool": [], "0": ["C"], "1": ["B"], "2": [], "3": ["A", "D"], "aside": []}
-    expected[prompt] = {shown["C"]: 1, shown["B"]: 2, shown["A"]: 3, shown["D"]: 3}
-    me.page.locator(".rank-notes summary").click()
-    me.page.locator(".rank-notes textarea").fill("${because} <b>it</b> is")
-    me.page.get_by_label("Something here is unsafe").check()
+    expected[about] = {shown["C"]: 1, shown["B"]: 2, shown["A"]: 3, shown["D"]: 3}
     me.submit()
     me.progress("3 ranked · 0 to go")
-    assert "Everything is ranked" in me.page.locator("#prompt").inner_text()
+    me.ready("finished")
+    assert "Everything is ranked" in me.page.locator("#message").inner_text()
 
     saved = where.store.rankings()
     assert len(saved) == 3
     for ranking in saved:
-        (prompt,) = [seen for seen in expected if str(ranking.prompt) in seen]
-        assert ranks_by_text(ranking) == expected[prompt]
+        (about,) = [seen for seen in expected if str(ranking.prompt) in seen]
+        assert ranks_by_text(ranking) == expected[about]
         assert ranking.annotator == "me"
         assert ranking.seconds is not None
-    assert [(r.rationale, r.flags) for r in saved if r.rationale] == [("${because} <b>it</b> is", {"unsafe": True})]
     assert me.problems == []
 
 
-def test_hostile_texts_are_shown_and_do_nothing(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    where = site((HOSTILE_PROMPT, HOSTILE))
+def test_the_keyboard_alone_is_enough(site: Serve, visit: Open) -> None:
+    """Digits place the next card, `=` ties, arrows move, Backspace takes back; nothing is ever clicked."""
+    where = site(*FILMS)
     me = visit(where)
-    texts = me.texts().values()
-    assert HOSTILE_PROMPT in me.page.locator("#prompt").inner_text()
-    assert HOSTILE[0] in texts
-    assert HOSTILE[2] in texts
-    assert any("${window.pwned=2} {{constructor}}" in text and "${HOME}" in text for text in texts)
-    assert "secret-model" not in me.page.content()
-    assert me.page.locator("#cards img, #prompt iframe, #cards script").count() == 0
-    links = me.page.locator("#cards a").all()
-    assert not [link for link in links if (link.get_attribute("href") or "").startswith("javascript")]
-    me.page.get_by_text("click", exact=True).click()
-    for number, letter in enumerate("ABCD"):
-        me.put(letter, number + 1)
-    me.submit()
-    assert me.page.evaluate("window.pwned") is None
+    shown = me.written()
+    me.press("2", "1", "=", "4")
+    assert me.rows() == {"pool": [], "0": ["B", "C"], "1": ["A"], "2": [], "3": ["D"], "aside": []}
+    me.press("d", "ArrowUp", "Backspace", "c", "ArrowDown", "ArrowDown", "Escape")
+    assert me.rows() == {"pool": ["D"], "0": ["B"], "1": ["A"], "2": ["C"], "3": [], "aside": []}
+    assert me.page.locator(".for-readers").inner_text().startswith("C") is False
+    me.press("0")
+    me.page.wait_for_function("document.querySelector('.for-readers').textContent.startsWith('D: set aside. All are placed')")
+    me.press("Shift+N")
+    me.press("Tab", "Tab", "Tab", "Space", "Tab")
+    me.page.keyboard.type("B is right, 1 2 3 g s u")
+    me.press("Escape", "Control+Enter")
+    me.progress("1 ranked · 2 to go")
+    me.press("Shift+S")
+    me.progress("1 ranked · 1 to go · 1 skipped")
+    me.press("Shift+U")
+    me.progress("1 ranked · 2 to go")
+    me.press("?")
+    me.page.get_by_role("dialog", name="Keyboard").wait_for()
+    me.press("1", "Escape")
+    assert me.rows()["pool"] == ["A", "B", "C", "D"]
+    me.press("g")
+    me.page.get_by_text("Rank the completions from best to worst").wait_for()
+    me.press("Escape")
+    (ranking,) = where.store.rankings()
+    assert ranks_by_text(ranking) == {shown["B"]: 1, shown["A"]: 2, shown["C"]: 3, shown["D"]: None}
+    assert (ranking.rationale, ranking.flags) == ("B is right, 1 2 3 g s u", {"unsafe": True})
     assert me.problems == []
-    assert set(where.store.rankings()[0].completions) == set(HOSTILE)
 
 
-def test_a_double_click_saves_once(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    where = site(("p", ["x", "y"]), ("q", ["v", "w"]))
+def test_no_single_bare_key_ends_or_replaces_the_work(site: Serve, visit: Open) -> None:
+    where = site(*TWO)
+    me = visit(where)
+    me.press("1", "2")
+    about = prompt(me)
+    for key in (*"su", "Delete", "Enter", "Escape", "Space", "PageDown", "End"):
+        me.page.locator("body").press(key)
+    assert (prompt(me), me.rows()["pool"]) == (about, [])
+    assert where.rankings_ever_saved() == 0
+
+
+def test_a_double_click_saves_once(site: Serve, visit: Open) -> None:
+    where = site(*TWO)
     me = visit(where)
     me.put("A", 1)
     me.put("B", 2)
-    me.page.locator(".rank-submit").dblclick()
+    me.page.locator(".submit").dblclick()
     me.progress("1 ranked · 1 to go")
     assert where.rankings_ever_saved() == 1
 
 
-def test_a_reload_keeps_what_was_placed(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    me = visit(site(*FILMS))
-    me.put("C", 1)
-    me.put("A", 1)
-    me.page.keyboard.press("d")
-    me.page.keyboard.press("0")
-    me.page.locator(".rank-notes summary").click()
-    me.page.locator(".rank-notes textarea").fill("half a thought")
-    before = (me.texts(), me.rows())
-    me.page.reload()
-    me.ready()
-    assert (me.texts(), me.rows()) == before
-    assert me.rows() == {"pool": ["B"], "0": ["A", "C"], "1": [], "2": [], "3": [], "aside": ["D"]}
-    assert me.page.locator(".rank-notes textarea").input_value() == "half a thought"
-    assert me.page.locator(".rank-submit").is_disabled()
-
-
-def test_a_draft_does_not_reach_the_next_item(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    me = visit(site(("p", ["x", "y"]), ("q", ["v", "w"])))
-    me.put("A", 1)
-    me.put("B", 2)
-    me.submit()
-    me.progress("1 ranked")
-    assert me.rows()["pool"] == ["A", "B"]
-
-
-def test_a_lost_answer_is_asked_for_again_and_saved_once(
-    site: Callable[..., Site], visit: Callable[..., Visit]
-) -> None:
+def test_a_lost_answer_is_asked_for_again_and_saved_once(site: Serve, visit: Open) -> None:
     where = site(("p", ["x", "y"]))
     me = visit(where)
-    calls = []
+    keys = []
 
     def lose_the_first_answer(route: Any) -> None:
-        calls.append(route.request.post_data_json["key"])
-        if len(calls) == 1:
+        keys.append(route.request.post_data_json["key"])
+        if len(keys) == 1:
             route.fetch()  # the server saves it
             route.abort()
         else:
@@ -282,81 +135,69 @@ def test_a_lost_answer_is_asked_for_again_and_saved_once(
     me.put("A", 1)
     me.put("B", 2)
     me.submit()
-    me.progress("1 ranked · 0 to go")
-    assert len(calls) == 2
-    assert len(set(calls)) == 1
+    me.ready("finished")
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
     assert where.rankings_ever_saved() == 1
 
 
-def test_saved_is_said_only_when_it_is(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
+def test_saved_is_said_only_when_it_is(site: Serve, visit: Open) -> None:
     where = site(("p", ["x", "y"]))
     me = visit(where)
     me.page.route("**/api/v1/submit", lambda route: route.abort())
     me.put("A", 1)
     me.put("B", 2)
-    me.page.locator(".rank-submit").click()
+    me.page.locator(".submit").click()
     me.shows("Not saved")
     assert me.rows()["0"] == ["A"]
     assert where.rankings_ever_saved() == 0
     me.page.unroute("**/api/v1/submit")
     me.submit()
-    me.progress("1 ranked · 0 to go")
+    me.ready("finished")
     assert where.rankings_ever_saved() == 1
 
 
-def test_skip_and_undo(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    where = site(("p", ["x", "y"]), ("q", ["v", "w"]))
+def test_undo_skip_and_a_change_of_what_was_submitted(site: Serve, visit: Open) -> None:
+    where = site(*TWO)
     me = visit(where)
-    first = me.texts()
+    first, about = me.written(), prompt(me)
     me.put("A", 2)
     me.put("B", 1)
     me.submit()
     me.progress("1 ranked · 1 to go")
     me.page.get_by_role("button", name="Skip").click()
     me.progress("1 ranked · 0 to go · 1 skipped")
-    me.page.get_by_role("button", name="Undo").click()
+    me.page.get_by_role("button", name="Change the last one").click()
     me.progress("1 ranked · 1 to go")
-    me.page.get_by_role("button", name="Undo").click()
-    me.progress("0 ranked · 2 to go")
-    assert me.texts() == first
-    assert me.rows() == {"pool": [], "0": ["B"], "1": ["A"], "aside": []}
-    assert where.store.rankings() == []
+    me.ready()
+    me.page.get_by_role("button", name="Recent").click()
+    me.page.get_by_role("button", name="Change: ").click()
+    me.page.wait_for_function("document.querySelector('.rank-row[data-row=\"0\"] .chip')?.innerText === 'B'")
+    assert me.written() == first
+    assert prompt(me) == about
     me.put("A", 1)
     me.submit()
     me.progress("1 ranked · 1 to go")
-    assert ranks_by_text(where.store.rankings()[0]) == {first["A"]: 1, first["B"]: 1}
+    (ranking,) = where.store.rankings()
+    assert ranks_by_text(ranking) == {first["A"]: 1, first["B"]: 1}
+    assert where.rankings_ever_saved() == 2
+    assert me.problems == []
 
 
-def test_a_phone_ranks_by_touch_without_scrolling_sideways(
-    site: Callable[..., Site], visit: Callable[..., Visit]
-) -> None:
-    long = "averyveryverylongword" * 12
-    where = site((f"A prompt with {long}", [f"{n} {long} `{long}`" for n in range(9)]))
-    me = visit(where, 390, 844, has_touch=True, is_mobile=True)
-    assert me.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    for number, letter in enumerate("ABCDEFGHI"):
-        me.page.get_by_role("button", name=f"Rank {letter} {number + 1}", exact=True).tap()
-    me.page.locator(".rank-submit").tap()
-    me.progress("1 ranked · 0 to go")
-    ranking = where.store.rankings()[0]
-    assert [ranking.ranks[index] for index in ranking.presented_order or ()] == list(range(1, 10))
-
-
-def test_texts_can_be_read_as_written(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    house = " /\\\n/  \\ `x` *y*\n~~~\n| <b> |  ${z}"
-    me = visit(site(("# p", [house, "![a](b)"])))
-    letter = next(letter for letter, text in me.texts().items() if "${z}" in text)
-    me.put(letter, 1)
-    me.page.get_by_label("Show texts as written").check()
-    me.page.locator("#prompt pre").wait_for()
-    assert me.page.locator(f"#card-{letter} pre").inner_text().rstrip("\n") == house
-    assert me.rows()["0"] == [letter]
-    assert "# p" in me.page.locator("#prompt").inner_text()
-
-
-def test_guidelines_are_shown_on_demand(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
-    me = visit(site(("p", ["x", "y"])))
-    text = me.page.get_by_text("Rank the completions from best to worst")
-    assert not text.is_visible()
-    me.page.get_by_role("button", name="Guidelines").click()
-    text.wait_for(state="visible")
+def test_flags_a_note_and_ratings_are_kept_and_nothing_needs_a_rank_where_all_are_bad(site: Serve, visit: Open) -> None:
+    where = site(("p", ["x", "y", "z"]), criteria=["helpful", "true"])
+    me = visit(where)
+    shown = me.written()
+    me.page.get_by_role("button", name="B: helpful 4 of 5").click()
+    me.page.locator(".notes summary").click()
+    assert me.page.get_by_role("button", name="Set every card aside").is_hidden()
+    me.page.get_by_label("All completions are bad").check()
+    me.page.get_by_label("Anything wrong with this item?").fill("${because} <b>it</b> is")
+    me.page.get_by_role("button", name="Set every card aside").click()
+    me.submit()
+    me.ready("finished")
+    (ranking,) = where.store.rankings()
+    place = list(ranking.completions).index(shown["B"])
+    ratings = {"helpful": [4 if index == place else None for index in range(3)]}
+    assert ranking.ranks == (None, None, None)
+    assert ranking.flags == {"all_bad": True, "note": "${because} <b>it</b> is", "ratings": ratings}

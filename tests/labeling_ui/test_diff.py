@@ -23,6 +23,13 @@ def test_the_words_that_differ_are_named() -> None:
     ]
 
 
+def test_a_lone_word_in_common_between_long_changes_is_no_agreement() -> None:
+    assert diff.words("We met at the old pier", "Nobody likes rain on the road to Leeds") == [
+        ("gone", "We met at the old pier"),
+        ("new", "Nobody likes rain on the road to Leeds"),
+    ]
+
+
 def test_languages_without_spaces_are_compared_by_character() -> None:
     assert diff.words("猫が好き", "犬が好き") == [("gone", "猫"), ("new", "犬"), ("same", "が好き")]
 

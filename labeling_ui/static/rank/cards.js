@@ -16,6 +16,7 @@ const BLOCKS = "p, li, ul, ol, h1, h2, h3, h4, h5, h6, blockquote, td, th, table
 
 let key = null;       // the mark of the task on the page
 let onRate = () => {};
+let touched = false;  // whether the annotator has scrolled the prompt
 let ratings = {};     // criterion -> for each card 1 to 5, or null
 
 export const rated = () => ratings;
@@ -64,7 +65,7 @@ function freshen(block) {
 export function watchTexts() {
   for (const block of document.querySelectorAll(".text-block")) {
     const root = formatted(block);
-    const look = () => { revive(root); freshen(block); requestAnimationFrame(measure); };
+    const look = () => { revive(root); freshen(block); requestAnimationFrame(measure); showLastTurn(); };
     new MutationObserver(look).observe(root, { childList: true, subtree: true });
     look();
   }
@@ -72,6 +73,7 @@ export function watchTexts() {
 
 export function drawTexts(task) {
   key = task.key;
+  touched = false;
   const turns = [...document.querySelectorAll("#prompt .text-block")];
   turns.forEach((block, index) => {
     const turn = task.turns[index];
@@ -88,6 +90,13 @@ export function drawTexts(task) {
   document.getElementById("cards").dataset.count = task.count;
   ratings = Object.fromEntries(task.criteria.map((name) => [name, Array(task.count).fill(null)]));
   requestAnimationFrame(measure);
+  showLastTurn();
+}
+
+// What the completions answer is the last turn of a conversation.
+function showLastTurn() {
+  const prompt = document.getElementById("prompt"), turns = prompt.querySelectorAll(".text-block:not([hidden])");
+  if (turns.length > 1 && !touched) prompt.scrollTop = prompt.scrollHeight;
 }
 
 export const cards = () => [...document.querySelectorAll("#cards .text-block")];
@@ -123,6 +132,7 @@ export function toggleAllLong() {
 // Once: what a card has besides its text. Its two containers are static, so Gradio never draws over them.
 export function buildCards(rate) {
   onRate = rate;
+  for (const name of ["wheel", "touchmove", "keydown", "pointerdown"]) document.getElementById("prompt").addEventListener(name, () => { touched = true; }, { passive: true });
   cards().forEach((card, slot) => {
     card.setAttribute("role", "group");
     card.setAttribute("aria-label", `Completion ${LETTERS[slot]}`);

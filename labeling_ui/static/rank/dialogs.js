@@ -38,7 +38,7 @@ const shownCharacters = 20000;  // what the server compares of each text
 export function openCompare(task, first = board.picked ?? 0) {
   if (!board.count || dialogOpen()) return;
   let pair = [first, first === 0 ? 1 : 0];
-  const sides = [make("div", { class: "side" }), make("div", { class: "side" })];
+  const sides = [make("div", { class: "half" }), make("div", { class: "half" })];
   const note = make("p", { class: "quiet", role: "status" });
   const chosen = [0, 1].map((side) => make("select", { "aria-label": side ? "Second card" : "First card", onchange: (event) => choose(side, Number(event.target.value)) },
     ...Array.from({ length: board.count }, (_, slot) => make("option", { value: slot }, LETTERS[slot]))));
@@ -110,10 +110,11 @@ export function buildGuidelines() {
 
 export const guidelinesOpen = () => !drawer().hidden;
 
-export function showGuidelines(shown = !guidelinesOpen()) {
+export function showGuidelines(shown = !guidelinesOpen(), quietly = false) {
   if (shown && drawer().hidden) before = document.activeElement;
   drawer().hidden = !shown;
   document.body.classList.toggle("beside-guidelines", shown);
+  if (shown && quietly) return;
   if (shown) drawer().querySelector("h2").focus({ preventScroll: true });
   else before?.focus?.({ preventScroll: true });
 }

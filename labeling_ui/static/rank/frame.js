@@ -6,9 +6,9 @@ import { openCompare, openHelp, openRecent, showGuidelines } from "./dialogs.js"
 import { box, button, make } from "./dom.js";
 
 const STEPS = [
-  ["Read", "the prompt and every completion. Their order means nothing."],
-  ["Rank", "each card with the numbers on it: 1 is best. The same number twice is a tie. – sets a card aside."],
-  ["Submit", "once every card is placed. You can take it back."],
+  ["Read", "all of them; their order means nothing."],
+  ["Rank", "each with its numbers: 1 is best, the same number is a tie, – sets aside."],
+  ["Submit.", "You can take it back."],
 ];
 
 const progressText = make("span", { class: "progress-text" }, "\u00a0");
@@ -33,12 +33,12 @@ export function toggleWritten() {
   measure();
 }
 
-// The three steps, until they are put away.
-export function drawSteps(person) {
+// The three steps, until they are put away or the first item is done.
+export function drawSteps(person, ranked) {
   const name = `rlhf-steps:${person}`, place = box("steps");
   const seen = () => { try { return localStorage.getItem(name); } catch { return null; } };
   const away = () => { try { localStorage.setItem(name, "1"); } catch { /* shown again next time */ } place.replaceChildren(); };
-  if (seen()) return place.replaceChildren();
+  if (seen() || ranked) return place.replaceChildren();
   place.replaceChildren(make("ol", { "aria-label": "How it works" }, ...STEPS.map(([verb, rest]) => make("li", {}, make("b", {}, verb), ` ${rest}`))),
     button("Got it", away, { class: "plain" }));
 }
@@ -69,6 +69,11 @@ export function say(text, kind = "") {
 export function sayDraft(text, kind = "") {
   draftStatus.textContent = text;
   draftStatus.dataset.kind = kind;
+}
+
+// Where there is nothing to rank: why, and what can still be done.
+export function drawMessage(text, undo, reopen) {
+  box("message").replaceChildren(make("p", {}, text), button("Change the last one", undo, { class: "plain" }), button("Recent", () => openRecent(reopen), { class: "plain" }));
 }
 
 // A bar over the page, with what can be done about it.

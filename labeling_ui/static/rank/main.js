@@ -5,7 +5,7 @@ import { buildCards, drawCards, drawTexts, measure, rated, setRatings, toggleAll
 import { buildGuidelines, openCompare, openHelp, openRecent, showGuidelines } from "./dialogs.js";
 import { announce, box, button, clock, keepingFocus, make } from "./dom.js";
 import { Drafts } from "./drafts.js";
-import { buildFrame, draftStatus, drawProgress, drawSteps, hideTrouble, loginLink, say, sayDraft, showTrouble, status, toggleWritten } from "./frame.js";
+import { buildFrame, draftStatus, drawMessage, drawProgress, drawSteps, hideTrouble, loginLink, say, sayDraft, showTrouble, status, toggleWritten } from "./frame.js";
 import { listen } from "./keys.js";
 import { buildNotes, drawNotes, notes, notesSaid, nothingNeedsARank, openNotes, setNotes } from "./notes.js";
 import { drawQuiz } from "./quiz.js";
@@ -26,8 +26,8 @@ let retry = null;        // what to do again once there is a session
 
 const drafts = new Drafts(onDraft);
 const submitButton = button("Submit ranking", submit, { class: "main submit", "data-focus": "submit" });
-const skipButton = button("Skip", skip, { class: "plain", "data-focus": "skip" }, "⇧S");
-const undoButton = button("Undo", undo, { class: "plain", "data-focus": "undo", title: "Take back your last submit or skip" }, "⇧U");
+const skipButton = button("Skip", skip, { class: "plain", "data-focus": "skip", title: "Leave this item to others (Shift S)" });
+const undoButton = button("Undo", undo, { class: "plain", "data-focus": "undo", title: "Take back your last submit or skip (Shift U)" });
 const quiz = make("section", { class: "quiz", "aria-label": "Questions" });
 const working = () => task?.screen === "rank";
 
@@ -62,9 +62,9 @@ function adopt() {
   drawTexts(task);
   if (working()) takeUp(drafts.open(task.person, task) ?? saidBefore(task.before) ?? {});
   else drafts.close();
-  box("message").textContent = task.message;
+  drawMessage(task.message, undo, reopen);
   drawProgress(task.progress);
-  drawSteps(task.person);
+  drawSteps(task.person, task.progress.ranked);
   if (task.screen === "quiz") drawQuiz(quiz, task.questions, next);
   if (task.screen === "quiz" || task.screen === "rank") offerGuidelines();
   if (other) window.scrollTo({ top: 0 });
@@ -94,7 +94,7 @@ function saidBefore(before) {
 // The guidelines open by themselves the first time that there are new ones.
 function offerGuidelines() {
   const { version, given } = task.guidelines, name = `rlhf-guidelines:${task.person}`;
-  if (task.screen === "quiz") return showGuidelines(true);
+  if (task.screen === "quiz") return showGuidelines(true, true);
   if (!given) return;
   try {
     if (localStorage.getItem(name) === String(version)) return;
@@ -204,7 +204,7 @@ function reopen(id) {
 // ---------------------------------------------------------------- drafts, sessions, tabs
 
 function onDraft(state, error) {
-  if (state === "unsent") return sayDraft("Draft not saved yet");
+  if (state === "unsent") return sayDraft("Saving your draft…");
   if (state === "failed") {
     if (error instanceof Refused && error.status === 401) sessionEnded();
     else if (error instanceof Refused && error.status === 409) goneElsewhere(error.message);
