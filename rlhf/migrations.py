@@ -115,7 +115,8 @@ def _from_1_to_2(connection: sa.Connection) -> None:
     events = _rows(connection, old_events)
     held = _rows(connection, old_assignments)
     said = _rows(connection, old_rankings)
-    version_1.drop_all(connection, [old_rankings, old_assignments, old_events])
+    for table in (old_rankings, old_assignments, old_events):  # what refers to others first
+        table.drop(connection)
     tables.create_all(connection)
     numbers = {each["id"]: _log_again(connection, each) for each in events}
     for each in held:

@@ -111,7 +111,7 @@ class Store:
     def add_completions(self, prompt: Prompt, completions: Sequence[Completion], round: int = 0) -> int:
         """Store an item and return its id; the same prompt, texts and round a second time change nothing."""
         with self.write() as connection:
-            return _add_item(connection, prompt, completions, round)
+            return add_item(connection, prompt, completions, round)
 
     def items(self, round: int | None = None) -> list[Item]:
         """All items (of one round), in the order in which they were stored."""
@@ -187,7 +187,8 @@ class Store:
 # ------------------------------------------------------------------------------------- steps inside a transaction
 
 
-def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Completion], round: int) -> int:
+def add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Completion], round: int) -> int:
+    """`Store.add_completions` inside a transaction."""
     if len(texts) < 2:
         raise DataError(f"an item needs at least 2 completions to rank, this one has {len(texts)}")
     key = item_key(prompt, [each.text for each in texts], round)
@@ -205,7 +206,7 @@ def _add_item(connection: sa.Connection, prompt: Prompt, texts: Sequence[Complet
 def _import(connection: sa.Connection, ranking: Ranking) -> bool:
     key = "import:" + digest(json.dumps(ranking_to_json(ranking), sort_keys=True, ensure_ascii=False))
     texts = [Completion(text, model="imported", seed=0) for text in ranking.completions]
-    item_id = _add_item(connection, ranking.prompt, texts, ranking.round)
+    item_id = add_item(connection, ranking.prompt, texts, ranking.round)
     mine = sa.and_(
         assignments.c.item_id == item_id,
         assignments.c.annotator == ranking.annotator,
