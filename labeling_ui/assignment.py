@@ -68,8 +68,11 @@ def renew(connection: sa.Connection, given: Assignment, policy: Policy, now: flo
 
 
 def has_place(connection: sa.Connection, given: Assignment, policy: Policy, now: float) -> bool:
-    """Whether the annotator's ranking would be one of those wanted, as things stand."""
-    if given.kind != TASK or given.state == DONE or (given.state == OPEN and given.leased_until > now):
+    """Whether the annotator's ranking would be one of those wanted, as things stand.
+
+    Asked even while a lease runs: the clocks of two servers may differ, and `overlap` may have been lowered.
+    """
+    if given.kind != TASK or given.state == DONE:
         return True
     return places.taken_by_others(connection, given.item_id, given.id, now) < policy.wanted(given.item_id)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labeling_ui import guidelines, quality
 from labeling_ui.agreement import Agreement, Rate, agreement, tie_share, wins_by_place
 from labeling_ui.assignment import Policy
+from labeling_ui.quality import Alike, alike
+from labeling_ui.raters import write_labels
 from labeling_ui.service import LabelService
 from labeling_ui.simulate import simulate
 from rlhf.config import LabelConfig
 from rlhf.data import write_rankings
+from rlhf.judgements import LATE
 from rlhf.progress import progress, quiet, say
 from rlhf.report_data import Fact, Line, Plot, ReportData, Table, write_report_data
 from rlhf.run_folder import write_json
+from rlhf.soft_labels import SOFT_LABELS
 from rlhf.stopping import StopRequest, stop_request
 from rlhf.store import Store
 from rlhf.tracking import Tracker
@@ -39,6 +46,12 @@ class LabelResult:
     content_hash: str
     path: Path
     """The exported rankings."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """What the server noticed -> of how many rankings, those that came too late included."""
+    gold: Alike | None = None
+    """How well gold items were answered; None where none was ranked."""
+    repeats: Alike | None = None
+    """How much annotators said the same of an item the second time; None where none was repeated."""
 
 
 def run(config: LabelConfig) -> LabelResult:
@@ -50,16 +63,44 @@ def run(config: LabelConfig) -> LabelResult:
     # of Ctrl-C while a connection closes, SQLAlchemy would make a traceback, or nothing
     watch = stop_request() if config.simulate else nullcontext(StopRequest())
     with watch as stop, closing(Store(config.store, create=False)) as store:
-        policy = Policy(config.overlap, config.overlap_share, config.round, config.seed)
-        service = LabelService(store, policy, guideline_version=config.guideline_version)
         if not store.items(config.round):
             raise DataError(f"{config.store} has nothing to rank in round {config.round}: run `rlhf sample` first")
+        service = _service(store, config)
         if config.simulate is None:
             _serve(service, config)
         else:
             with progress("label", total=service.wanted()) as bar:
                 simulate(service, config.simulate, bar, stop)
         return _conclude(store, config)
+
+
+def _service(store: Store, config: LabelConfig) -> LabelService:
+    """The service that a configuration describes; gold items and guidelines are in the store then.
+
+    Simulated annotators have read no guidelines and are as quick as they like.
+    """
+    person = config.simulate is None
+    guidelines.publish(store, config.guideline_version, config.guidelines, config.quiz)
+    if config.gold is not None:
+        quality.import_gold(store, config.gold)
+    policy = Policy(
+        overlap=config.overlap,
+        overlap_share=config.overlap_share,
+        round=config.round,
+        seed=config.seed,
+        lease_seconds=60 * config.lease_minutes,
+        gold_rate=config.gold_rate,
+        repeat_rate=config.repeat_rate,
+    )
+    return LabelService(
+        store,
+        policy,
+        guideline_version=config.guideline_version,
+        criteria=config.criteria,
+        words_per_second=config.words_per_second if person else None,
+        edit_minutes=config.edit_minutes,
+        quiz=person,
+    )
 
 
 def _serve(service: LabelService, config: LabelConfig) -> None:
@@ -74,8 +115,10 @@ def _serve(service: LabelService, config: LabelConfig) -> None:
 
 def _conclude(store: Store, config: LabelConfig) -> LabelResult:
     rankings = store.rankings(rounds=[config.round])
+    every = store.rankings(rounds=[config.round], late=True)
     output = Path(config.output)
     write_rankings(output / RANKINGS, rankings)
+    write_labels(output / SOFT_LABELS, rankings, gold=quality.gold_pairs(store))
     counts: dict[str, int] = {}
     for ranking in rankings:
         counts[ranking.annotator] = counts.get(ranking.annotator, 0) + 1
@@ -88,6 +131,9 @@ def _conclude(store: Store, config: LabelConfig) -> LabelResult:
         wins_by_place=wins_by_place(rankings),
         content_hash=store.content_hash(),
         path=output / RANKINGS,
+        marks=dict(sorted(Counter(mark for each in every for mark in each.flags.get("marks", [])).items())),
+        gold=_alike(quality.gold_pairs(store)),
+        repeats=_alike(quality.repeat_pairs(store, [config.round])),
     )
     with Tracker(output, stage="label", config=config, tracking=config.tracking) as tracker:
         tracker.log(_metrics(result), step=result.rankings)
@@ -95,6 +141,10 @@ def _conclude(store: Store, config: LabelConfig) -> LabelResult:
         write_json(output / SUMMARY, _as_json(result, config))
     say(f"label: {_sentence(result, config)}")
     return result
+
+
+def _alike(pairs: Sequence[quality.Pair]) -> Alike | None:
+    return alike(pairs) if pairs else None
 
 
 def _as_json(result: LabelResult, config: LabelConfig) -> dict[str, Any]:
@@ -136,6 +186,7 @@ def _report_data(result: LabelResult, config: LabelConfig) -> ReportData:
             _fact("Agreement, ties left out", found.without_ties, pairs),
             _fact("Agreement, a tie as half", found.ties_as_half, f"{found.ties_as_half.pairs} pairs"),
             Fact("Share of compared pairs that are ties", result.tie_share),
+            *_care(result),
         ),
         plots=(
             Plot(
@@ -148,6 +199,22 @@ def _report_data(result: LabelResult, config: LabelConfig) -> ReportData:
         ),
         tables=(Table("Rankings by annotator", ("annotator", "rankings"), tuple(result.annotators.items())),),
     )
+
+
+def _care(result: LabelResult) -> list[Fact]:
+    """What tells of the care with which people ranked, as far as there is anything to tell."""
+    facts = [Fact(_MARKS.get(mark, mark), count) for mark, count in result.marks.items()]
+    for name, found in (("Gold items answered as known", result.gold), ("The same, when shown again", result.repeats)):
+        if found is not None:
+            note = f"{found.comparisons} pairs of completions in {found.items} rankings; a tie counts half"
+            facts.append(Fact(name, found.share, note=note, reference=0.5))
+    return facts
+
+
+_MARKS = {
+    LATE: "Rankings that came after enough others (left out)",
+    quality.TOO_FAST: "Rankings given too fast to read",
+}
 
 
 def _fact(name: str, rate: Rate, note: str) -> Fact:

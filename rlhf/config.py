@@ -243,6 +243,9 @@ class LabelConfig:
             require(0 <= getattr(self, name) <= 0.5, name, getattr(self, name), "between 0 and 0.5")
         for name in ("words_per_second", "lease_minutes", "edit_minutes"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(
+            self.gold_rate + self.repeat_rate <= 0.5, "repeat_rate", self.repeat_rate, "0.5 with gold_rate, at most"
+        )
         require(self.gold is not None or self.gold_rate == 0, "gold_rate", self.gold_rate, "0 without `gold`")
         if self.simulate:
             require(self.overlap <= self.simulate.annotators, "overlap", self.overlap, "at most simulate.annotators")
@@ -255,7 +258,10 @@ class RewardConfig:
     model: str | None = None
     """The SFT checkpoint to start from."""
     rankings: str | None = None
-    """A label store, a rankings JSONL, or preference pairs."""
+    """A label store, a rankings JSONL, preference pairs, or soft labels."""
+    soft_labels: bool = False
+    """In `rlhf run`: learn from what all annotators say together, weighed by how reliable each is (the label stage's
+    soft_labels.jsonl), rather than from every ranking."""
     annotators: list[str] | None = None
     """Use the rankings of these annotators only."""
     output: str = "runs/default/reward"
