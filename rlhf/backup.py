@@ -73,8 +73,9 @@ def check(path: Path, *, name: str) -> Verdict:
 
 def _sound(verdict: Verdict, name: str) -> Verdict:
     if not verdict.holds:
-        more = f" (and {len(verdict.faults) - 1} more)" if len(verdict.faults) > 1 else ""
-        raise DataError(f"{name} does not verify: {verdict.faults[0]}{more}; use another backup")
+        first, *others = verdict.faults
+        more = f" (and {len(others)} more)" if others else ""
+        raise DataError(f"{name} does not verify: {first}{more}; use another backup")
     return verdict
 
 

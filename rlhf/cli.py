@@ -38,6 +38,7 @@ From human rankings to an aligned language model.
   chat      open a page that shows the answers of the SFT and the PPO policy side by side
   check     whether the invariants of PPO hold on your own model, tokenizer, template and reward
   accounts  who may log in to the page of `rlhf label --accounts true`: invite, list, pause ...
+  data      back up, restore, verify, export and import a label store; erase a person from it
 
 `rlhf COMMAND --help` lists the settings of a command, `--print_config` prints them as YAML.
 """
@@ -88,7 +89,7 @@ def _command(name: str) -> Callable[[list[str]], int | None]:
     """The function behind a command, which may return an exit status; raises ConfigError naming the nearest one."""
     if name in STAGES:
         return lambda arguments: _stage(name, arguments)
-    commands = {"run": _run, "report": _report, "chat": _chat, "check": _check, "accounts": _accounts}
+    commands = {"run": _run, "report": _report, "chat": _chat, "check": _check, "accounts": _accounts, "data": _data}
     if name in commands:
         return commands[name]
     from rlhf.settings import nearest
@@ -151,6 +152,13 @@ def _accounts(arguments: list[str]) -> None:
     from labeling_ui import accounts_command
 
     accounts_command.main(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    """Exit status 1 where a store does not verify, or rows were left out."""
+    from rlhf import data_command
+
+    return data_command.main(arguments)
 
 
 def _check(arguments: list[str]) -> int:

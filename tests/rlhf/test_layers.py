@@ -19,6 +19,7 @@ TORCH_FREE = [
     "rlhf.config",
     "rlhf.contract",
     "rlhf.data",
+    "rlhf.data_command",
     "rlhf.fingerprint",
     "rlhf.pipeline",
     "rlhf.progress",
