@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Literal
 
@@ -26,15 +27,20 @@ def words(first: str, second: str) -> list[Piece]:
     codes = SequenceMatcher(None, before, after).get_opcodes()
     for index, (kind, a, b, c, d) in enumerate(codes):
         if kind == "equal" and not _chance(codes, index):
-            pieces += [(name, text) for name, text in (("gone", gone), ("new", new)) if text]
+            pieces += _changed(gone, new)
             pieces.append(("same", "".join(before[a:b])))
             gone = new = ""
         else:
             gone, new = gone + "".join(before[a:b]), new + "".join(after[c:d])
-    return pieces + [(name, text) for name, text in (("gone", gone), ("new", new)) if text]
+    return pieces + _changed(gone, new)
 
 
-def _chance(codes: list[tuple[str, int, int, int, int]], index: int) -> bool:
+def _changed(gone: str, new: str) -> list[Piece]:
+    pieces: tuple[Piece, ...] = (("gone", gone), ("new", new))
+    return [piece for piece in pieces if piece[1]]
+
+
+def _chance(codes: Sequence[tuple[str, int, int, int, int]], index: int) -> bool:
     """Whether words in common stand between changes so much longer that they tell nothing, such as a lone "the"."""
     if not 0 < index < len(codes) - 1:
         return False

@@ -35,12 +35,12 @@ def text_box(**options: Any) -> gr.Markdown:
     return box
 
 
-def _untouched(value: str | None) -> str | None:
+def _untouched(value: Any) -> Any:
     return value
 
 
 def as_markdown(text: str, mark: str) -> str:
-    """`text` for a `text_box`, headed by `mark`, by which the page knows that it shows this text and not the one before.
+    """`text` for a `text_box`, headed by `mark`, by which the page knows that it shows this and not the text before.
 
     Empty where the text is to be shown as written only.
     """
@@ -102,4 +102,6 @@ _CODE = re.compile(
     r"(^[ >]*(?:`{3,}|~{3,})[^\n]*\n.*?(?:^[ >]*(?:```|~~~)|\Z)|(?<!`)`[^`\n]+`(?!`)|``[^\n]+?``)",
     flags=re.DOTALL | re.MULTILINE,
 )
-_NESTED = re.compile(rf"^(?:[ \t]*(?:>|(?:[-+*]|\d{{1,9}}[.)])[ \t])){{{MAX_NESTING}}}|^[ \t]{{{8 * MAX_NESTING}}}", re.MULTILINE)
+_NESTED = re.compile(
+    rf"^(?:[ \t]*(?:>|(?:[-+*]|\d{{1,9}}[.)])[ \t])){{{MAX_NESTING}}}|^[ \t]{{{8 * MAX_NESTING}}}", re.MULTILINE
+)

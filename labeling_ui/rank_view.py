@@ -41,9 +41,7 @@ class Turn:
     text: str
 
 
-def build(
-    service: LabelService, *, slots: int, criteria: Sequence[str] = (), guidelines: str = WELCOME
-) -> gr.Blocks:
+def build(service: LabelService, *, slots: int, criteria: Sequence[str] = (), guidelines: str = WELCOME) -> gr.Blocks:
     """The page, with room for `slots` completions, each of which may be rated by `criteria`.
 
     `guidelines` (Markdown) are shown where the round has none of its own.
@@ -69,7 +67,7 @@ def build(
         wire = gr.HTML(html_template="<i></i>", js_on_load=_START, apply_default_css=False, elem_id="wire")
 
         def show(request: gr.Request) -> list[Any]:
-            onboarding, state = _state(service, person_of(request.request.scope).name, criteria, turns)
+            onboarding, state = _state(service, _annotator(request), criteria, turns)
             texts = [*_padded([turn["text"] for turn in state["turns"]], turns), *_padded(state["texts"], slots)]
             return [state, onboarding.guidelines or guidelines, *(as_markdown(text, state["key"]) for text in texts)]
 
@@ -78,6 +76,11 @@ def build(
         for event in (page.load, wire.next):
             event(show, outputs=[wire, guide, *prompt, *cards], **how)
     return page.queue(api_open=False)
+
+
+def _annotator(request: gr.Request) -> str:
+    """Whom the gate let in. Raises PermissionError."""
+    return person_of(request.request.scope if request.request else {}).name
 
 
 def _place(name: str) -> None:
@@ -165,7 +168,8 @@ def _padded(texts: Sequence[str], room: int) -> list[str]:
 
 _START = """
 const path = new URL(window.gradio_config?.root ?? "/", document.baseURI).pathname.replace(/[/]$/, "");
-import(`${path}/page/rank/main.js`).then((page) => page.start({ props, watch, next: () => trigger("next") })).catch((error) => {
+const tools = { props, watch, next: () => trigger("next") };
+import(`${path}/page/rank/main.js`).then((page) => page.start(tools)).catch((error) => {
   console.error(error);
   document.body.prepend("The page could not be loaded: reload it.");
 });

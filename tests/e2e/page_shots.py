@@ -32,7 +32,9 @@ ANSWERS = [
     "لأن الهواء يبعثر الضوء الأزرق أكثر من الأحمر، فيصل إلى أعيننا من كل اتجاه.",
     "السماء زرقاء لأنها تعكس لون البحر.",
 ]
-LONG = "\n\n".join(f"Paragraph {n}. The fog signal sounds every thirty seconds, and each blast is logged." for n in range(40))
+LONG = "\n\n".join(
+    f"Paragraph {n}. The fog signal sounds every thirty seconds, and each blast is logged." for n in range(40)
+)
 ITEMS: Items = [(CHAT, LIGHTHOUSE), ("Describe a foggy night.", [LONG, "Grey, wet and loud."]), (ARABIC, ANSWERS)]
 
 GUIDELINES = """Prefer the completion that **you would rather have received**.
@@ -44,7 +46,7 @@ GUIDELINES = """Prefer the completion that **you would rather have received**.
 Set a card aside if you cannot judge it, for example because it is in a language that you do not read."""
 
 QUIZ = """
-- question: One completion is beautifully written but says that lighthouses ran on electricity in 1700. The other is plain and true. Which is better?
+- question: One completion is beautiful but says that lamps were electric in 1700. The other is plain and true. Which?
   options: ["The beautiful one", "The plain one", "They tie"]
   answer: "The plain one"
   explanation: "True comes before well written."
@@ -55,7 +57,10 @@ QUIZ = """
 """
 SEED = 14
 """With it the items come in the order above."""
-SIZES = {"1280": {"width": 1280, "height": 860}, "390": {"width": 390, "height": 844, "has_touch": True, "is_mobile": True}}
+SIZES = {
+    "1280": {"width": 1280, "height": 860},
+    "390": {"width": 390, "height": 844, "has_touch": True, "is_mobile": True},
+}
 
 
 def ranking(me: Visit) -> None:
@@ -130,8 +135,13 @@ def main(out: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET_CHROMIUM)
         for name, size in SIZES.items():
-            for scheme in ("light", "dark")[: int(__import__("os").environ.get("N", "2"))]:
-                with tempfile.TemporaryDirectory() as folder, running(Path(folder), ITEMS, criteria=["helpful"], guidelines=GUIDELINES, quiz=QUIZ, seed=SEED) as site:
+            for scheme in ("light", "dark"):
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    running(
+                        Path(folder), ITEMS, criteria=["helpful"], guidelines=GUIDELINES, quiz=QUIZ, seed=SEED
+                    ) as site,
+                ):
                     _walk(browser, site, out, f"{name}-{scheme}", {**size, "color_scheme": scheme})
         browser.close()
 

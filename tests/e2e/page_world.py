@@ -110,12 +110,14 @@ class Visit:
 
     def written(self) -> dict[str, str]:
         """The exact text of each card, by letter."""
-        return {letter: self.card(letter).locator(".written").evaluate("e => e.textContent") for letter in self.letters()}
+        return {
+            letter: self.card(letter).locator(".written").evaluate("e => e.textContent") for letter in self.letters()
+        }
 
     def rows(self) -> dict[str, list[str]]:
         """The letters in each row of the panel."""
-        rows = "rows => Object.fromEntries(rows.map(r => [r.dataset.row, [...r.querySelectorAll('.chip')].map(c => c.innerText)]))"
-        return self.page.locator(".rows .rank-row").evaluate_all(rows)
+        letters = "row => [row.dataset.row, [...row.querySelectorAll('.chip')].map(chip => chip.innerText)]"
+        return self.page.locator(".rows .rank-row").evaluate_all(f"rows => Object.fromEntries(rows.map({letters}))")
 
     def put(self, letter: str, rank: int) -> None:
         self.page.get_by_role("button", name=f"Rank {letter} {rank}", exact=True).click()

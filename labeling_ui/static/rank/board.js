@@ -1,7 +1,8 @@
 // The ranking in the making. No drawing here: `onChange` tells those who draw and keep it.
 
 export const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-export const POOL = "pool", ASIDE = "aside";
+export const POOL = "pool";
+export const ASIDE = "aside";
 
 export const board = {
   count: 0,

@@ -5,7 +5,7 @@
 // fail, the text of the task before would stay. Until then, and on demand, it shows the text as written.
 
 import { ASIDE, LETTERS, POOL, board, isRank, move, nextCard, where } from "./board.js";
-import { box, button, make } from "./dom.js";
+import { button, make } from "./dom.js";
 import { makeHandle } from "./rows.js";
 
 const CHARACTERS = { "\ufdd0": "<", "\ufdd1": "&", "\ufdd2": "!", "\ufdd8": "%" };
