@@ -67,22 +67,25 @@ def _agreement(groups: Sequence[list[Ranking]], counts: Sequence[np.ndarray], bo
 
 
 def _counts(group: Sequence[Ranking], who: str | None = None) -> np.ndarray:
-    """(alike, pairs) without ties, then (credit, pairs) with ties as half, for rankings of the same completions.
-
-    With `who`, only where one of the two annotators is they.
-    """
+    """`compare` summed over the pairs of annotators of one item; with `who`, of those of which they are one."""
     totals = np.zeros(4)
     for one, other in combinations(group, 2):
-        if one.annotator == other.annotator or (who is not None and who not in (one.annotator, other.annotator)):
+        if one.annotator != other.annotator and who in (None, one.annotator, other.annotator):
+            totals += compare(one, other)
+    return totals
+
+
+def compare(one: Ranking, other: Ranking) -> np.ndarray:
+    """(alike, pairs) without ties, then (credit, pairs) with ties as half, of two rankings of the same completions."""
+    totals = np.zeros(4)
+    for i, j in combinations(range(len(one.ranks)), 2):
+        first, second = outcome(one.ranks[i], one.ranks[j]), outcome(other.ranks[i], other.ranks[j])
+        if first is None or second is None:
             continue
-        for i, j in combinations(range(len(one.ranks)), 2):
-            first, second = outcome(one.ranks[i], one.ranks[j]), outcome(other.ranks[i], other.ranks[j])
-            if first is None or second is None:
-                continue
-            credit = first * second + (1 - first) * (1 - second)
-            if 0.5 not in (first, second):
-                totals[:2] += (credit, 1)
-            totals[2:] += (credit, 1)
+        credit = first * second + (1 - first) * (1 - second)
+        if 0.5 not in (first, second):
+            totals[:2] += (credit, 1)
+        totals[2:] += (credit, 1)
     return totals
 
 

@@ -25,6 +25,8 @@ class Scored:
     ranking: Ranking
     scores: tuple[float, ...]
     lengths: tuple[int, ...]
+    soft: tuple[tuple[int, int, float, float], ...] = ()
+    """As in `EncodedRanking`."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from reward_models.evaluation import Scored
-from reward_models.losses import beats, bradley_terry_loss, centering_loss, plackett_luce_loss
+from reward_models.losses import beats, bradley_terry_loss, centering_loss, plackett_luce_loss, soft_pair_loss
 from reward_models.model import OnProgress, ignore, scores_of, sequence_scores
 from reward_models.preferences import EncodedRanking, tie_strength
 from rlhf import checkpoint, models
@@ -27,6 +27,8 @@ from rlhf.types import UserError
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (B, K), ranks (B, K)) -> (B,)"""
+SoftPairs = tuple[tuple[int, int, float, float], ...]
+"""(i, j, probability that i beats j, weight) of one prompt."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Learner:
         for start in range(0, len(batch), self.config.micro_batch_size):
             part = batch[start : start + self.config.micro_batch_size]
             scores, ranks = ranked_scores(self.classifier, part, pad=self.pad, dtype=self.dtype, states=self.states)
-            losses = self.objective(scores, ranks)
+            losses = self._losses(scores, ranks, [_of_ranked(encoded) for encoded in part])
             (losses.sum() / len(batch)).backward()
             total += losses.sum().item()
             ordered = beats(ranks)
@@ -94,6 +96,14 @@ class Learner:
         self.optimizer.step()
         self.schedule.step()
         return Step(total / len(batch), right / pairs if pairs else math.nan, norm, learning_rate)
+
+    def _losses(self, scores: Tensor, ranks: Tensor, soft: Sequence[SoftPairs]) -> Tensor:
+        """(B,): the objective, or where labels are soft their cross-entropy. All of a training are of one kind."""
+        if not any(soft):
+            return self.objective(scores, ranks)
+        probability, weight = soft_targets(soft, scores)
+        centering = self.config.center_coef * centering_loss(scores, ranks)
+        return soft_pair_loss(scores, probability, weight) + centering
 
     def batch(self, number: int) -> list[EncodedRanking]:
         """The rankings of a step: each once an epoch, every epoch in another order. Like lengths stand together."""
@@ -114,7 +124,7 @@ class Learner:
             raise UserError("training diverged, the model's scores are not finite: lower learning_rate")
         flat = scores.split([len(encoded.rows) for encoded in rankings])
         return [
-            Scored(encoded.ranking, tuple(scores.tolist()), encoded.lengths)
+            Scored(encoded.ranking, tuple(scores.tolist()), encoded.lengths, encoded.soft)
             for encoded, scores in zip(rankings, flat, strict=True)
         ]
 
@@ -134,7 +144,7 @@ class Learner:
         """Mean objective of rankings that were scored."""
         scores = pad_sequence([torch.tensor(each.scores) for each in held_out], batch_first=True)
         ranks = pad_rows([[rank or 0 for rank in each.ranking.ranks] for each in held_out], pad=0, side="right")
-        return self.objective(scores, ranks).mean().item()
+        return self._losses(scores, ranks, [each.soft for each in held_out]).mean().item()
 
     def save(self, folder: Path, step: int, **numbers: Any) -> None:
         """Write a checkpoint of everything that the next step depends on."""
@@ -155,6 +165,22 @@ class Learner:
         self.schedule.load_state_dict(states["schedule"])
         checkpoint.restore_random_states(states["random"])
         checkpoint.remove_others(saved.path)
+
+
+def soft_targets(soft: Sequence[SoftPairs], scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and weight (B, K, K) of every pair, weight 0 where there is no label; K is that of `scores`."""
+    size = scores.shape[1]
+    probability, weight = scores.new_zeros((2, len(soft), size, size), dtype=torch.float32)
+    for row, pairs in enumerate(soft):
+        for i, j, chance, heavy in pairs:
+            probability[row, i, j], weight[row, i, j] = chance, heavy
+    return probability, weight
+
+
+def _of_ranked(encoded: EncodedRanking) -> SoftPairs:
+    """Its soft labels by place among the ranked completions, which are those that are forwarded."""
+    place = {i: number for number, i in enumerate(encoded.ranked)}
+    return tuple((place[i], place[j], chance, weight) for i, j, chance, weight in encoded.soft)
 
 
 def objective(config: RewardConfig, rankings: Sequence[EncodedRanking]) -> Objective:

@@ -87,6 +87,23 @@ def _log_davidson(margin: Float[Tensor, "B K K"], tie_strength: float) -> Float[
     return torch.stack([margin / 2, -margin / 2, log_nu]).logsumexp(dim=0)
 
 
+def soft_pair_loss(
+    scores: Float[Tensor, "B K"], probability: Float[Tensor, "B K K"], weight: Float[Tensor, "B K K"]
+) -> Float[Tensor, " B"]:
+    """Soft cross-entropy of sigmoid(s_i - s_j) with P(i beats j), weighted, and meant over a prompt's labelled pairs:
+
+        -weight (p log sigmoid(d) + (1 - p) log sigmoid(-d))
+
+    Each pair stands once, as [i, j] or [j, i]; weight 0 is "no label", and its scores are never read. The mean is over
+    how many there are, not over their weights: prompts of which little is known weigh less.
+    """
+    labelled = weight > 0
+    margin = torch.where(labelled, scores[:, :, None] - scores[:, None, :], 0.0)
+    entropy = -probability * F.logsigmoid(margin) - (1 - probability) * F.logsigmoid(-margin)
+    total = torch.where(labelled, weight * entropy, 0.0).sum(dim=(1, 2))
+    return total / labelled.sum(dim=(1, 2)).clamp(min=1)
+
+
 def centering_loss(scores: Float[Tensor, "B K"], ranks: Int[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Squared double mean of a ranking's scores: (s_1 + s_2)^2 for a pair (Eisenstein et al. 2023, eq. 2).
 

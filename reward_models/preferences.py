@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.data import is_held_out, read_preferences
+from rlhf.data import is_held_out, prompt_key, read_preferences
 from rlhf.rankings import read_rankings
+from rlhf.soft_labels import SoftLabel, by_prompt, read_soft_labels
 from rlhf.sources import numbered_rows
 from rlhf.store import Store
 from rlhf.text import encode_completion, encode_prompt
@@ -31,6 +32,8 @@ class EncodedRanking:
     """Prompt + completion + EOS."""
     lengths: tuple[int, ...]
     """Tokens of the completion, EOS included."""
+    soft: tuple[tuple[int, int, float, float], ...] = ()
+    """(i, j, probability that i beats j, weight) of the pairs of ranked completions, where the labels are soft."""
 
     @property
     def ranked(self) -> list[int]:
@@ -68,6 +71,14 @@ def load_rankings(
     return chosen, left_out
 
 
+def load_soft_labels(source: str) -> list[SoftLabel]:
+    """The labels of a file of soft labels; none where `source` is something else. Raises DataError."""
+    if "://" in source or source.endswith(STORE_FILES):
+        return []
+    first = next((row for _, row in numbered_rows(source) if not isinstance(row, DataError)), {})
+    return read_soft_labels(source) if "probability" in first else []
+
+
 def _read(source: str, columns: Mapping[str, str]) -> tuple[list[Ranking], dict[str, int]]:
     if "://" in source or source.endswith(STORE_FILES):
         return Store(source, create=False).rankings(), {}
@@ -87,8 +98,11 @@ def prepare(
     max_prompt_tokens: int,
     max_completion_tokens: int,
     ties_teach: bool,
+    soft: Sequence[SoftLabel] = (),
 ) -> Preferences:
     """Tokenise and split by prompt. `ties_teach` keeps rankings that are one tie in training, too.
+
+    With `soft` labels, `rankings` are their consensus, one a prompt, and all labels of a prompt are in its one element.
 
     Held-out rankings that are one tie are always kept: they count in the accuracy with ties as half.
     Raises DataError where nothing is left to train on.
@@ -96,8 +110,11 @@ def prepare(
     train: list[EncodedRanking] = []
     measured: list[EncodedRanking] = []
     left_out: Counter[str] = Counter()
+    labels = by_prompt(soft)
     for ranking in rankings:
         encoded = encode_ranking(ranking, tokenizer, max_completion_tokens=max_completion_tokens)
+        if encoded is not None and labels:
+            encoded = _softened(encoded, labels[prompt_key(ranking.prompt)])
         measures = is_held_out(ranking.prompt, held_out)
         reason = _unusable(encoded, max_prompt_tokens, needs_order=not (ties_teach or measures))
         if encoded is None or reason:
@@ -135,6 +152,17 @@ def encode_ranking(ranking: Ranking, tokenizer: Any, *, max_completion_tokens: i
         rows=tuple((*prompt, *ids) for ids in copies),
         lengths=tuple(len(ids) for ids in copies),
     )
+
+
+def _softened(encoded: EncodedRanking, labels: Sequence[SoftLabel]) -> EncodedRanking:
+    """With the labels of its pairs; a text that truncation merged with another one has none."""
+    place = {encoded.ranking.completions[i]: i for i in encoded.ranked}
+    pairs = [
+        (place[label.chosen], place[label.rejected], label.probability, label.weight)
+        for label in labels
+        if label.chosen in place and label.rejected in place and label.weight > 0
+    ]
+    return replace(encoded, soft=tuple(pairs))
 
 
 def _without_copies(ranking: Ranking, texts: Sequence[str], ranks: Sequence[int | None]) -> Ranking:

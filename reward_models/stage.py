@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from reward_models.evaluation import Evaluation
-from reward_models.preferences import load_rankings
+from reward_models.preferences import load_rankings, load_soft_labels
 from reward_models.train import SAMPLE_COLUMNS, RewardResult, train
 from rlhf import models
 from rlhf.config import RewardConfig, needed
 from rlhf.progress import say
 from rlhf.report_data import Curve, Fact, ReportData, Samples, Table, write_report_data
+from rlhf.soft_labels import consensus
 from rlhf.statistics import Estimate
+from rlhf.types import ConfigError
 
 CURVES = (
     Curve("Loss per ranking", ("train/loss", "eval/loss")),
@@ -27,16 +29,30 @@ def run(config: RewardConfig) -> RewardResult:
     """Train a reward model as the configuration says, and write `config.output`. Raises UserError."""
     source = needed(config.model, "model", "the SFT checkpoint to start from")
     rankings_source = needed(config.rankings, "rankings", "the rankings to learn from")
-    rankings, left_out = load_rankings(rankings_source, columns=config.columns, annotators=config.annotators)
+    soft = load_soft_labels(rankings_source)
+    _check_softness(config, bool(soft))
+    if soft:
+        rankings, left_out = consensus(soft), {}
+    else:
+        rankings, left_out = load_rankings(rankings_source, columns=config.columns, annotators=config.annotators)
     for reason in left_out:
         say(f"reward: left out {reason}")
     tokenizer = models.load_tokenizer(source)
     classifier = models.load_classifier(source, tokenizer, trainable=config.trainable, seed=config.seed)
-    result = train(config, classifier=classifier, tokenizer=tokenizer, rankings=rankings)
+    result = train(config, classifier=classifier, tokenizer=tokenizer, rankings=rankings, soft=soft)
     write_report_data(Path(config.output), report_data(result))
     say(f"reward: {verdict(result.evaluation)}")
     say(f"reward: model in {result.model_folder}")
     return result
+
+
+def _check_softness(config: RewardConfig, soft: bool) -> None:
+    if soft and config.annotators is not None:
+        raise ConfigError(f"{config.rankings} holds what all annotators say together: leave `annotators` out")
+    if config.soft_labels and not soft:
+        raise ConfigError(
+            f"soft_labels is set, but {config.rankings} holds none: give the soft_labels.jsonl that `rlhf label` writes"
+        )
 
 
 def verdict(evaluation: Evaluation | None) -> str:

@@ -24,6 +24,7 @@ from rlhf.checkpoint import Checkpoint
 from rlhf.config import RewardConfig
 from rlhf.contract import digest
 from rlhf.progress import progress, say
+from rlhf.soft_labels import SoftLabel
 from rlhf.tracking import Tracker
 from rlhf.trunk import StateFile, Trunk
 from rlhf.types import Ranking, prompt_text
@@ -57,8 +58,17 @@ class RewardResult:
     """Some held-out rankings, as the columns of SAMPLE_COLUMNS."""
 
 
-def train(config: RewardConfig, *, classifier: Any, tokenizer: Any, rankings: Sequence[Ranking]) -> RewardResult:
+def train(
+    config: RewardConfig,
+    *,
+    classifier: Any,
+    tokenizer: Any,
+    rankings: Sequence[Ranking],
+    soft: Sequence[SoftLabel] = (),
+) -> RewardResult:
     """Train `classifier` (its trainable weights) on `rankings`, and write the run to `config.output`.
+
+    With `soft` labels these are learned, and `rankings` are their consensus, which the scores are measured against.
 
     An interrupted run goes on from its last checkpoint and ends as if it had never stopped, unless rankings or settings
     have changed. Raises DataError for rankings that leave nothing to train on, UserError when training diverges.
@@ -69,7 +79,8 @@ def train(config: RewardConfig, *, classifier: Any, tokenizer: Any, rankings: Se
         held_out=config.held_out,
         max_prompt_tokens=config.max_prompt_tokens,
         max_completion_tokens=config.max_completion_tokens,
-        ties_teach=config.loss == "bradley_terry",
+        ties_teach=config.loss == "bradley_terry" or bool(soft),
+        soft=soft,
     )
     _say_what_is_used(preferences)
     longest = max(len(row) for each in (*preferences.train, *preferences.held_out) for row in each.rows)
@@ -229,7 +240,7 @@ def _fingerprint(config: RewardConfig, preferences: Preferences) -> str:
     settings = {
         name: value for name, value in asdict(config).items() if name not in ("tracking", "output", "save_every")
     }
-    data = [(each.rows, each.ranking.ranks) for each in (*preferences.train, *preferences.held_out)]
+    data = [(each.rows, each.ranking.ranks, each.soft) for each in (*preferences.train, *preferences.held_out)]
     return digest(json.dumps([settings, data]))
 
 

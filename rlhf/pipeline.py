@@ -30,6 +30,7 @@ from rlhf.memory import keep_freed_memory
 from rlhf.progress import is_main_process, quiet, say
 from rlhf.report_data import read_report_data
 from rlhf.run_folder import ENVIRONMENT, LOCK, REPORT, SAMPLES, held, read_json, read_records, write_json
+from rlhf.soft_labels import SOFT_LABELS
 from rlhf.stopping import stop_request
 from rlhf.types import ConfigError, DataError, RewardFn
 
@@ -163,7 +164,8 @@ def resolve(config: RunConfig) -> dict[str, Any]:
     label = stage("label", store=sample.store)
     if label.simulate and config.seed is not None:
         label = replace(label, simulate=replace(label.simulate, seed=config.seed))
-    reward = stage("reward", model=begin, rankings=label.store, **limits)
+    rankings = f"{label.output}/{SOFT_LABELS}" if config.reward.soft_labels else label.store
+    reward = stage("reward", model=begin, rankings=rankings, **limits)
     ppo = stage("ppo", model=begin, reward=_model(reward), **limits, **with_prompts(config.ppo))
     compared = {"policy": _model(ppo), "baseline": ppo.model, "reward": ppo.reward}
     evaluate = stage("evaluate", **compared, **limits, **with_prompts(config.evaluate))

@@ -1,0 +1,1 @@
+"""Whether the numbers about annotators can be trusted."""
