@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from rlhf import database
 from rlhf.store import Store, add_event
 from rlhf.types import Completion, ConfigError, DataError, Ranking
+from rlhf.verification import verify
 
 A = Ranking("p", ("x", "y"), (1, 2), "ann", created_at="2026-01-01")
 TEXTS = [Completion("a", "m", 0), Completion("b", "m", 1)]
@@ -219,4 +221,44 @@ def test_a_reader_sees_one_state(store_url: str) -> None:
             before = connection.exec_driver_sql("SELECT count(*) FROM items").scalar()
             store.add_completions("p", TEXTS)
             assert connection.exec_driver_sql("SELECT count(*) FROM items").scalar() == before == 0
+        assert store.counts().items == 1
+
+
+def test_two_processes_write_one_chain(store_url: str) -> None:
+    """Two stores stand for two processes: each has a lock and connections of its own."""
+    with closing(Store(store_url)) as one, closing(Store(store_url)) as other:
+
+        def work(store: Store, number: int) -> None:
+            for turn in range(10):
+                store.import_rankings([replace(A, annotator=f"{number} {turn}")])
+
+        threads = [threading.Thread(target=work, args=(each, n)) for n in range(3) for each in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with one.read() as connection:
+            verdict = verify(connection)
+    assert (verdict.faults, verdict.rankings) == ((), 30), "of the same names by both, one each"
+
+
+def test_a_new_store_opened_together_is_made_once(store_url: str) -> None:
+    failures: list[BaseException] = []
+    together = threading.Barrier(8)
+
+    def work() -> None:
+        together.wait()
+        try:
+            with closing(Store(store_url)) as store:
+                store.add_completions("p", TEXTS)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with closing(Store(store_url)) as store:
         assert store.counts().items == 1
