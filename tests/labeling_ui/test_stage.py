@@ -17,11 +17,11 @@ import pytest
 
 from labeling_ui import stage
 from rlhf.config import LabelConfig, Simulation, Tracking
-from rlhf.data import read_rankings
+from rlhf.data import read_rankings, write_rankings
 from rlhf.report import render
 from rlhf.run_folder import read_records
 from rlhf.store import Store
-from rlhf.types import Completion, ConfigError, DataError
+from rlhf.types import Completion, ConfigError, DataError, Ranking
 
 ROOT = Path(__file__).parents[2]
 OFF = Tracking(wandb="off")
@@ -88,6 +88,42 @@ def test_a_second_run_changes_nothing(here: Path) -> None:
     assert [(here / "out" / name).read_bytes() for name in ("rankings.jsonl", "label.json")] == files
 
 
+def test_gold_repeats_and_marks_are_told(here: Path) -> None:
+    store = make_store(here / "labels.db", items=30)
+    texts = [("word " * 9, "word " * 2, "word "), ("word " * 5, "word " * 3)]
+    gold = [Ranking(f"g{n}", each, tuple(range(1, len(each) + 1)), "expert") for n, each in enumerate(texts)]
+    write_rankings(here / "gold.jsonl", gold)
+    result = simulated(here, gold="gold.jsonl", gold_rate=0.1, repeat_rate=0.2)
+    assert result.gold is not None
+    assert result.gold.share is not None
+    assert result.gold.share > 0.9, "longer is better, and gold says so"
+    assert result.repeats is not None
+    assert result.repeats.items > 0
+    assert {ranking.prompt for ranking in store.rankings()} == {f"p{n}" for n in range(30)}
+    assert result.rankings == 60
+    assert result.marks == {}, "nobody simulated is too fast"
+    summary = json.loads((here / "out" / "label.json").read_text())
+    assert summary["gold"]["share"] == result.gold.share
+    report = render(here / "out").read_text()
+    assert "Gold items answered as known" in report
+    assert "The same, when shown again" in report
+
+
+def test_what_people_are_told_and_marked_for(here: Path) -> None:
+    store = make_store(here / "labels.db", items=2)
+    (here / "guide.md").write_text("Be fair.")
+    more = {"guidelines": "guide.md", "words_per_second": 5.0, "lease_minutes": 2.0, "edit_minutes": 3.0}
+    config = LabelConfig(store="labels.db", output="out", criteria=["kind"], tracking=OFF, **more)  # pyright: ignore
+    service = stage._service(store, config)
+    assert service.onboarding("me").guidelines == "Be fair."
+    assert (service.policy.lease_seconds, service.edit_minutes, service.criteria) == (120, 3, ("kind",))
+    task = service.next_task("me")
+    assert task is not None
+    service.submit("me", task.id, task.key, [[0], [1], [2]], flags={"ratings": {"kind": [1, 2, 3]}})
+    assert stage._conclude(store, config).marks == {"too_fast": 1}
+    assert "Rankings given too fast to read" in render(here / "out").read_text()
+
+
 def test_nothing_to_rank_is_said(here: Path) -> None:
     with pytest.raises(DataError, match="there is no label store"):
         simulated(here)
@@ -99,6 +135,8 @@ def test_nothing_to_rank_is_said(here: Path) -> None:
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="overlap is 6"):
         LabelConfig(overlap=6, simulate=Simulation(utility="a:b"))
+    with pytest.raises(ConfigError, match=r"repeat_rate is 0\.3"):
+        LabelConfig(gold="gold.jsonl", gold_rate=0.3, repeat_rate=0.3)
 
 
 def test_the_stage_runs_without_torch(
