@@ -1,0 +1,1 @@
+"""PPO against the last PPO trainer of TRL, in one run."""
