@@ -216,8 +216,9 @@ class Accounts:
         return [Invitation(row.name, row.role, row.created_by, row.expires_at) for row in rows]
 
     def has_admin(self) -> bool:
-        """Whether somebody can log in as an admin."""
-        return any(account.role == "admin" and account.can_log_in for account in self.people())
+        """Whether somebody can log in as an admin, or has been invited to: to join, the page must run."""
+        people = [account.role for account in self.people() if account.can_log_in]
+        return "admin" in (*people, *(each.role for each in self.invitations()))
 
     def pause(self, name: str, *, by: str = "the command line") -> None:
         """Give this person no more items; they can still log in. Raises DataError for an unknown name."""

@@ -31,7 +31,7 @@ ACCOUNT = ("POST /logout", "GET /password", "POST /password")
 
 ADMIN = (
     "GET /admin",
-    *(each.replace(" ", " /admin", 1) for each in (*PAGE, *QUEUE, *FILES)),
+    *(each.replace(" ", " /admin", 1) for each in (*PAGE, *FILES)),
     *("GET /api/v1/admin/*", "POST /api/v1/admin/*"),
 )
 

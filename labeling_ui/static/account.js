@@ -26,7 +26,7 @@
     #account a, #account button { padding: .3rem .1rem; border: 0; background: none; font: inherit; color: inherit;
       text-decoration: underline; cursor: pointer; }
     #account :focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }`;
-  addEventListener("DOMContentLoaded", async () => {
+  const draw = async () => {
     const answer = await send.call(window, `${root()}/api/v1/me`);
     if (!answer.ok) return;
     const me = await answer.json();
@@ -37,5 +37,7 @@
     const other = me.role === "admin" && [make("a", { href: `${root()}/${admin ? "" : "admin/"}` }, admin ? "Ranking" : "Administration")];
     document.body.prepend(make("nav", { id: "account", "aria-label": "Account" }, make("style", {}, style), make("b", {}, me.name),
       ...(other || []), make("a", { href: `${root()}/password` }, "Password"), leave));
-  });
+  };
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", draw);  // Gradio may add this script later
+  else draw();
 })();
