@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from labeling_ui import api, entrance, loopback, rank_view
+from labeling_ui import admin_routes, admin_view, api, entrance, loopback, rank_view
+from labeling_ui.admin import Admin
 from labeling_ui.auth import Accounts
 from labeling_ui.doors import ALONE, TOGETHER
 from labeling_ui.limits import Limits
@@ -25,9 +25,6 @@ from labeling_ui.site import Site, site_of
 from rlhf.config import LabelConfig
 from rlhf.types import ConfigError, DataError
 
-if TYPE_CHECKING:
-    import gradio as gr
-
 
 def create(
     service: LabelService,
@@ -35,12 +32,13 @@ def create(
     accounts: Accounts | None = None,
     *,
     slots: int,
-    admin: gr.Blocks | None = None,
+    admin: Admin | None = None,
     limits: Limits | None = None,
 ) -> FastAPI:
     """The whole application. Without `accounts` it is for the annotator of the config, at this machine.
 
-    `admin` is a page of its own for admins, at /admin. Raises ConfigError where the config would let others in.
+    With `admin` there is a page of its own for admins, at /admin. Raises ConfigError where the config would let others
+    in.
     """
     site = site_of(config)
     app = _application(site, config, accounts, limits)
@@ -48,12 +46,18 @@ def create(
     if accounts is not None:
         entrance.add_routes(app, accounts, site)
     if admin is not None:
-        app.add_api_route("/admin", lambda: RedirectResponse(f"{site.prefix}/admin/", 303), methods=["GET"])
-        loopback.mount(app, admin, head=head(accounts), data=_data(config), path="/admin", role="admin")
+        _add_admin(app, admin, config, site, accounts)
     app.mount("/page", StaticFiles(directory=rank_view.STATIC))
     page = rank_view.build(service, slots=slots, criteria=config.criteria)
     style = (rank_view.STATIC / "rank.css").read_text(encoding="utf-8")
     return loopback.mount(app, page, head=f"<style>{style}</style>{head(accounts)}", data=_data(config))
+
+
+def _add_admin(app: FastAPI, admin: Admin, config: LabelConfig, site: Site, accounts: Accounts | None) -> None:
+    app.add_api_route("/admin", lambda: RedirectResponse(f"{site.prefix}/admin/", 303), methods=["GET"])
+    admin_routes.add_routes(app, admin)
+    style = admin_view.head() + head(accounts)
+    loopback.mount(app, admin_view.build(admin), head=style, data=_data(config), path="/admin", role="admin")
 
 
 def _application(site: Site, config: LabelConfig, accounts: Accounts | None, limits: Limits | None) -> FastAPI:
@@ -78,7 +82,8 @@ def serve(service: LabelService, config: LabelConfig, opened: Callable[[str], No
     slots = service.slots()
     if slots > len(rank_view.LETTERS):
         raise DataError(f"an item has {slots} completions; the page can show {len(rank_view.LETTERS)}")
-    app = create(service, config, accounts, slots=slots)
+    admin = Admin(service.store, service.policy, accounts=accounts, guideline_version=service.guideline_version)
+    app = create(service, config, accounts, slots=slots, admin=admin)
     with loopback.listen(config.host, config.port, login=config.accounts) as listener:
         opened(site.url or loopback.address(listener))
         loopback.serve(app, listener)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
 from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
 from labeling_ui import app, gate, loopback
+from labeling_ui.admin import Admin
 from labeling_ui.auth import Accounts
 from labeling_ui.guidelines import publish
 from labeling_ui.limits import MAX_BODY
@@ -26,6 +26,8 @@ from rlhf.store import Store
 from rlhf.types import Completion, ConfigError, DataError
 
 ORIGIN, PUBLIC = "http://localhost:7860", "https://label.example.org"
+ADMINS = "Pause or resume an annotator"
+"""Stands on the page for admins alone."""
 PASSWORD, OTHER = "correct horse battery", "another five words of mine"
 
 
@@ -40,10 +42,8 @@ def config_of(service: LabelService, **settings: Any) -> LabelConfig:
     return LabelConfig(store=service.store.name, criteria=["helpful"], **settings)
 
 
-def admin_page() -> gr.Blocks:
-    with gr.Blocks(analytics_enabled=False) as page:
-        gr.Markdown("SECRET of admins")
-    return page
+def desk(service: LabelService, accounts: Accounts) -> Admin:
+    return Admin(service.store, service.policy, accounts=accounts)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def accounts(service: LabelService) -> Accounts:
 def public(service: LabelService, accounts: Accounts) -> Iterator[TestClient]:
     """The application behind TLS, with accounts; nobody is logged in, and redirects are not followed."""
     served = app.create(
-        service, config_of(service, accounts=True, public_url=PUBLIC), accounts, slots=3, admin=admin_page()
+        service, config_of(service, accounts=True, public_url=PUBLIC), accounts, slots=3, admin=desk(service, accounts)
     )
     with TestClient(served, base_url=PUBLIC, follow_redirects=False, headers={"Origin": PUBLIC}) as client:
         yield client
@@ -359,12 +359,12 @@ def test_the_admins_page_is_for_admins(public: TestClient, accounts: Accounts) -
     enter(public, accounts, "anna")
     for path in ("/admin", "/admin/", "/admin/config", "/admin/gradio_api/info", "/admin/theme.css"):
         assert public.get(path).status_code == 403, path
-    assert "SECRET" not in public.get("/").text + public.get("/config").text
+    assert ADMINS not in public.get("/").text + public.get("/config").text
     refused = public.get("/admin/", headers=html)
     assert (refused.status_code, "This is for admins." in refused.text) == (403, True)
     enter(public, accounts, "root", "admin")
     assert public.get("/admin").headers["location"] == "/admin/"
-    assert "SECRET" in public.get("/admin/config").text
+    assert ADMINS in public.get("/admin/config").text
     assert public.get("/admin/config").json()["root"] == PUBLIC + "/admin"
 
 
@@ -379,7 +379,7 @@ def test_gradio_knows_the_public_address_and_believes_nobody_else(public: TestCl
 
 def test_under_a_path_of_another_host(service: LabelService, accounts: Accounts) -> None:
     config = config_of(service, accounts=True, public_url=PUBLIC + "/rank")
-    served = app.create(service, config, accounts, slots=3, admin=admin_page())
+    served = app.create(service, config, accounts, slots=3, admin=desk(service, accounts))
     with TestClient(served, base_url=PUBLIC, follow_redirects=False, headers={"Origin": PUBLIC}) as client:
         form = {"invite": accounts.invite("admin", "root"), "password": PASSWORD, "again": PASSWORD}
         assert client.post("/rank/join", data=form).headers["location"] == "/rank/"
