@@ -11,9 +11,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Cluster:
     process: subprocess.Popen[bytes]
     port: int
     password: str
+    folder: Path
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def url(self, database: str) -> str:
@@ -79,8 +80,8 @@ def cluster() -> Iterator[Cluster]:
         _make(found, folder, password)
         server = _start(found, folder, port)
         try:
-            ready = Cluster(server, port, password)
-            _wait(ready, folder / "log")
+            ready = Cluster(server, port, password, folder)
+            _wait(ready)
             yield ready
         finally:
             server.send_signal(signal.SIGINT)  # ends sessions and leaves
@@ -90,6 +91,31 @@ def cluster() -> Iterator[Cluster]:
             server.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def crashed(running: Cluster) -> Iterator[Callable[[], None]]:
+    """Stop a server as a crash would (`pg_ctl stop -m immediate`); the call that is given starts it on the same files.
+
+    It stays up until the end of the block.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    running.process.send_signal(signal.SIGQUIT)
+    running.process.wait(30)
+
+    def again() -> None:
+        found = programs()
+        assert found is not None
+        (running.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        started.append(_start(found, running.folder, running.port))
+        _wait(replace(running, process=started[-1]))
+
+    try:
+        yield again
+    finally:
+        for server in started:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
 
 
 def _unprivileged() -> dict[str, Any]:
@@ -115,7 +141,7 @@ def _make(found: Path, folder: Path, password: str) -> None:
     subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
 
 
-def _start(found: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(found: Path, folder: Path, port: int) -> subprocess.Popen[Any]:
     settings = {
         "listen_addresses": "127.0.0.1",
         "port": port,
@@ -135,7 +161,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait(ready: Cluster, log: Path) -> None:
+def _wait(ready: Cluster) -> None:
     import psycopg
 
     end = time.monotonic() + START_SECONDS
@@ -144,5 +170,7 @@ def _wait(ready: Cluster, log: Path) -> None:
             return ready.execute("SELECT 1")
         except psycopg.OperationalError as error:
             if ready.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"PostgreSQL did not start ({error}):\n{log.read_text()}") from error
+                raise RuntimeError(
+                    f"PostgreSQL did not start ({error}):\n{(ready.folder / 'log').read_text()}"
+                ) from error
             time.sleep(0.05)

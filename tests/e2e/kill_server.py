@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ class Tally:
 # --------------------------------------------------------------------------------------------- the service alone
 
 
-def work(url: str, pipe: Connection, again: Sequence[Submit]) -> None:
+def work(url: str, pipe: Any, again: Sequence[Submit]) -> None:
     """Submit until killed; tell the parent before and after each one. First `again`, which got no answer before."""
     service, turn = LabelService(Store(url), Policy(overlap=2)), threading.Lock()
 
@@ -157,7 +156,7 @@ def kill_service(url: str, rounds: int, seed: int = 0) -> Tally:
     return tally
 
 
-def listen(receiver: Connection, ledger: Ledger, delay: float, kill: Any) -> None:
+def listen(receiver: Any, ledger: Ledger, delay: float, kill: Any) -> None:
     """Write down what the child says, and kill it so many seconds after its first word; read on to the pipe's end."""
     timer = threading.Timer(delay, kill)
     with suppress(EOFError):
