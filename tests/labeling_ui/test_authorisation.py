@@ -57,7 +57,7 @@ OWN_TOKEN = {"POST /login", "POST /join", "POST /password", "POST /logout"}
 
 EVENTS = {
     "": {"load": 1, "next": 1},
-    "/admin": {"load": 1, "tick": 1, "select": 4, "click": 14, "change": 1, "submit": 2},
+    "/admin": {"load": 1, "tick": 1, "select": 4, "click": 14, "change": 1, "submit": 2, "pick": 1},
 }
 """What starts the Gradio events of each page, and how many: every one is a door of its own."""
 
@@ -211,6 +211,7 @@ def test_what_is_added_makes_this_fail(tmp_path: Path) -> None:
     login = accounts.join(accounts.invite("annotator", "anna"), "", PASSWORD)
     config = LabelConfig(store=store.name, accounts=True, public_url=URL)
     served = create(accounts, config)
+    before = events(served)["/admin"]
     with pages(served)["/admin"] as page:
         page.load(lambda: None)
     served.add_api_route("/api/v1/forgotten", lambda: "", methods=["POST"])
@@ -220,4 +221,4 @@ def test_what_is_added_makes_this_fail(tmp_path: Path) -> None:
     world = World(served, {"annotator": visitor})
     assert world.reached("annotator") - EVERYBODY - PEOPLE == {"POST /api/v1/forgotten"}
     assert "GET /admin/assets/forgotten" in set(routes(served))
-    assert events(served) == EVENTS | {"/admin": EVENTS["/admin"] | {"load": 2}}
+    assert events(served)["/admin"] == before | {"load": before["load"] + 1} != EVENTS["/admin"]
