@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.conftest import CHROMIUM, QUIET_CHROMIUM
-from tests.e2e.page_world import Items, Site, Visit, opened, running
+from tests.e2e.page_world import Items, Visit, opened, running
 
 LIGHTHOUSE = [
     "A lighthouse keeper's day begins before dawn.\n\n1. **Trim the wick** and polish the lens.\n2. Log the weather.\n"
@@ -57,7 +57,7 @@ QUIZ = """
 """
 SEED = 14
 """With it the items come in the order above."""
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "1280": {"width": 1280, "height": 860},
     "390": {"width": 390, "height": 844, "has_touch": True, "is_mobile": True},
 }
@@ -80,7 +80,7 @@ def help_(me: Visit) -> None:
 
 
 def diff(me: Visit) -> None:
-    me.press("Escape", "Shift+C")
+    me.press("Escape", "Shift+C", "d")
     me.page.locator("dialog.compare mark").first.wait_for()
 
 
@@ -132,30 +132,25 @@ def main(out: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     out.mkdir(parents=True, exist_ok=True)
+    site: dict[str, Any] = {"criteria": ["helpful"], "guidelines": GUIDELINES, "quiz": QUIZ, "seed": SEED}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET_CHROMIUM)
-        for name, size in SIZES.items():
-            for scheme in ("light", "dark"):
-                with (
-                    tempfile.TemporaryDirectory() as folder,
-                    running(
-                        Path(folder), ITEMS, criteria=["helpful"], guidelines=GUIDELINES, quiz=QUIZ, seed=SEED
-                    ) as site,
-                ):
-                    _walk(browser, site, out, f"{name}-{scheme}", {**size, "color_scheme": scheme})
+        for width, size in SIZES.items():
+            for scheme, walk in (("light", WALK), ("dark", WALK[: WALK.index(diff) + 1])):
+                with tempfile.TemporaryDirectory() as folder, running(Path(folder), ITEMS, **site) as where:
+                    _walk(opened(browser, where.url, **size, color_scheme=scheme), walk, out, f"{width}-{scheme}")
         browser.close()
 
 
-def _walk(browser: Any, site: Site, out: Path, name: str, size: dict[str, Any]) -> None:
-    me = opened(browser, site.url, **size).ready("quiz")
-    _shot(me, out / f"quiz-{name}.png")
+def _walk(me: Visit, walk: list[Callable[[Visit], None]], out: Path, name: str) -> None:
+    me.ready("quiz")
     _answer(me, "The beautiful one")
-    _shot(me, out / f"quiz-wrong-{name}.png")
+    _shot(me, out / f"quiz-{name}.png")
     _answer(me, "The plain one")
     me.page.get_by_role("button", name="Begin ranking").click()
     me.ready()
     me.press("Escape")
-    for step in WALK:
+    for step in walk:
         step(me)
         _shot(me, out / f"{step.__name__.rstrip('_')}-{name}.png")
     assert me.problems == [], me.problems
@@ -170,8 +165,14 @@ def _answer(me: Visit, first: str) -> None:
 
 
 def _shot(me: Visit, path: Path) -> None:
+    from PIL import Image
+
     me.page.wait_for_timeout(400)
+    me.page.evaluate("scrollTo(0, 0)")
     me.page.screenshot(path=path)
+    with Image.open(path) as shot:
+        small = shot.convert("RGB").quantize(96)
+    small.save(path, optimize=True)
 
 
 if __name__ == "__main__":

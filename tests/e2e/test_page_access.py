@@ -34,7 +34,7 @@ SIZES = "es => es.map(e => [e.offsetWidth, e.offsetHeight])"
 
 def drag_by_touch(me: Visit, letter: str, row: str | int) -> None:
     """A finger on a letter of the panel, moved to a row."""
-    me.chip(letter).scroll_into_view_if_needed()
+    me.page.locator(".rows").evaluate("rows => rows.scrollIntoView({ block: 'center' })")
     start, end = me.chip(letter).bounding_box(), me.row(row).bounding_box()
     touch = me.page.context.new_cdp_session(me.page)
 
@@ -129,8 +129,8 @@ def test_dark_and_narrow_pages_can_be_read(site: Serve, visit: Open) -> None:
 
 LOW_CONTRAST = """() => {
   const parse = (color) => (color.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v > .039 ? ((v + .055) / 1.055) ** 2.4 : v / 12.92))
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const linear = (v) => (v > .039 ? ((v + .055) / 1.055) ** 2.4 : v / 12.92);
+  const light = (rgb) => rgb.slice(0, 3).reduce((sum, v, i) => sum + linear(v / 255) * [.2126, .7152, .0722][i], 0);
   const ground = (node) => {
     for (; node; node = node.parentElement) {
       const color = parse(getComputedStyle(node).backgroundColor);

@@ -26,8 +26,9 @@ export function keepingFocus(draw) {
 
 const live = make("p", { class: "for-readers", role: "status", "aria-live": "polite" });
 
+document.body.append(live);  // before it speaks: readers listen to what is there already
+
 // Says something to those who listen to the page.
 export function announce(text) {
-  if (!live.isConnected) document.body.append(live);
   live.textContent = live.textContent === text ? `${text}\u00a0` : text;
 }

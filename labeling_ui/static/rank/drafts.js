@@ -70,6 +70,11 @@ export class Drafts {
     await this.#sending;
   }
 
+  // Goes on after `settle`, where what came next failed.
+  resume() {
+    if (this.#unsent !== null) this.#later(this.#unsent);
+  }
+
   drop() {
     clearTimeout(this.#timer);
     this.#unsent = null;

@@ -16,7 +16,8 @@ const PATIENCE = 15000;  // ms for the next task to come
 
 let gradio = null;       // {props, watch, next}
 let task = null;
-let busy = false;
+let busy = false;        // nothing may be changed: it is being saved, or the next task is on its way
+let asking = false;      // the server has not answered yet
 let elsewhere = false;   // the task was ended in another tab
 let ended = false;       // the session
 let seconds = 0;         // looked at this task, while the page was visible
@@ -155,18 +156,20 @@ function message() {
 
 async function act(name, what, done) {
   if (busy) return;
-  busy = true;
+  busy = asking = true;
   say("");
   draw();
   try {
     await drafts.settle();
     const answer = await ask(name, what);
+    asking = false;
     hideTrouble();
     ended = false;
     say(done(answer), "good");
     next();
   } catch (error) {
-    busy = false;
+    busy = asking = false;
+    drafts.resume();
     failed(error, () => act(name, what, done));
     draw();
   }
@@ -255,7 +258,7 @@ function onStorage(event) {
 function watchWindow() {
   window.addEventListener("storage", onStorage);
   window.addEventListener("resize", measure);
-  window.addEventListener("beforeunload", (event) => { if (drafts.unsent || busy) event.preventDefault(); });
+  window.addEventListener("beforeunload", (event) => { if (drafts.unsent || asking) event.preventDefault(); });
   window.addEventListener("pagehide", () => drafts.flush({ keepalive: true, attempts: 1 }));
   window.addEventListener("focus", () => { if (ended) tryAgain(); });
   document.addEventListener("visibilitychange", () => {

@@ -10,10 +10,13 @@ export class Refused extends Error {
 // The path before ours in this browser, such as "/rank" behind a proxy.
 export const base = new URL(window.gradio_config?.root ?? "/", document.baseURI).pathname.replace(/\/$/, "");
 
+const TIMEOUT = 20000;  // ms
+
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function once(name, message, keepalive) {
   const how = message === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(message), keepalive };
+  how.signal = AbortSignal.timeout(TIMEOUT);
   const answer = await fetch(`${base}/api/v1/${name}`, how);
   const said = await answer.json();
   if (!answer.ok) throw new Refused(typeof said.error === "string" ? said.error : `the server answered ${answer.status}`, answer.status);
