@@ -57,8 +57,8 @@ def mount(
 ) -> FastAPI:
     """Put a Gradio page behind the application's own routes; `data` is a folder that it must never serve.
 
-    Styles belong into `head`: Gradio rewrites the rules of its `css` and loses their media queries. Its `root_path` stays
-    unset: a full address there breaks the routes of a page that is not at `/`, and the gate has set the request's.
+    Styles belong into `head`: Gradio rewrites the rules of its `css` and loses their media queries. Its `root_path`
+    stays unset: a full address there breaks a page that is not at `/`, and the gate has set the request's own.
     """
     font = ["system-ui", "sans-serif"]
     page.state_session_capacity = MAX_STATES
