@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Lock
 
 import sqlalchemy as sa
 
@@ -35,6 +34,7 @@ from rlhf.judgements import (
 )
 from rlhf.migrations import prepare
 from rlhf.schema import assignments, completions, items, meta, rankings
+from rlhf.turns import Turns
 from rlhf.types import Completion, DataError, Prompt, Ranking
 
 __all__ = ["Counts", "Item", "Judgement", "Store", "add_event", "add_ranking", "insert", "now", "withdraw"]
@@ -71,7 +71,7 @@ class Store:
         """
         self.name = str(url)
         self.engine = connect(self.name, create=create)
-        self._writer = Lock()  # waiting here is fair and quick; the database's own lock serves other processes
+        self._writer = Turns()  # waiting here is fair and quick; the database's own lock serves other processes
         try:
             with refusing(self.name, "opened"), begin(self.engine, write=True) as connection:
                 prepare(connection, self.name, backed_up=backed_up)
