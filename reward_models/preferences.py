@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def load_rankings(
 
     Raises DataError where there are none, or none by these annotators.
     """
-    rankings, left_out = _read(source, columns or {})
+    rankings, left_out = _read(source, columns or {}, annotators)
     if not rankings:
         raise DataError(f"{source} holds no rankings yet: collect some with `rlhf label`")
     if annotators is None:
@@ -79,9 +80,12 @@ def load_soft_labels(source: str) -> list[SoftLabel]:
     return read_soft_labels(source) if "probability" in first else []
 
 
-def _read(source: str, columns: Mapping[str, str]) -> tuple[list[Ranking], dict[str, int]]:
+def _read(
+    source: str, columns: Mapping[str, str], annotators: Sequence[str] | None
+) -> tuple[list[Ranking], dict[str, int]]:
     if "://" in source or source.endswith(STORE_FILES):
-        return Store(source, create=False).rankings(), {}
+        with closing(Store(source, create=False)) as store:  # an admin's last word on an item stands alone
+            return store.rankings(annotators, resolved=True) or store.rankings(resolved=True), {}
     first = next((row for _, row in numbered_rows(source) if not isinstance(row, DataError)), {})
     if columns.get("chosen", "chosen") in first or columns.get("rejected", "rejected") in first:
         return read_preferences(source, columns), {}

@@ -9,7 +9,9 @@ import pytest
 from reward_models.preferences import distinct_rows, encode_ranking, load_rankings, prepare, tie_strength
 from rlhf.data import is_held_out
 from rlhf.models import load_tokenizer
+from rlhf.judgements import Judgement, add_ranking, insert
 from rlhf.rankings import write_rankings
+from rlhf.schema import assignments
 from rlhf.store import Store
 from rlhf.text import encode_prompt
 from rlhf.types import DataError, Ranking
@@ -83,6 +85,20 @@ def test_nothing_to_read_is_said_plainly(tmp_path):
         load_rankings(str(tmp_path / "elsewhere.db"))
     with pytest.raises(DataError, match="no such file"):
         load_rankings(str(tmp_path / "elsewhere.jsonl"))
+
+
+def test_the_last_word_on_an_item_stands_alone(tmp_path):
+    """What an admin adjudicated; those who ask for one annotator's rankings get what that annotator said."""
+    store = Store(tmp_path / "labels.db")
+    store.import_rankings([ranking(), ranking(annotator="bob"), ranking("it was", annotator="bob")])
+    with store.write() as connection:
+        row = {"item_id": 1, "annotator": "boss", "kind": "adjudication", "presented_order": [0, 1, 2]}
+        place = insert(connection, assignments, {**row, "state": "done", "leased_until": 0.0, "event": 1})
+        add_ranking(connection, place, "final", Judgement((3, 2, 1)))
+    found, _ = load_rankings(str(tmp_path / "labels.db"))
+    assert sorted((each.annotator, each.ranks) for each in found) == [("bob", (1, 2, 2)), ("boss", (3, 2, 1))]
+    found, _ = load_rankings(str(tmp_path / "labels.db"), annotators=["ann"])
+    assert [(each.annotator, each.ranks) for each in found] == [("ann", (1, 2, 2))]
 
 
 def test_no_prompt_is_on_both_sides(tokenizer):
