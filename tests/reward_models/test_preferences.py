@@ -8,8 +8,8 @@ import pytest
 
 from reward_models.preferences import distinct_rows, encode_ranking, load_rankings, prepare, tie_strength
 from rlhf.data import is_held_out
-from rlhf.models import load_tokenizer
 from rlhf.judgements import Judgement, add_ranking, insert
+from rlhf.models import load_tokenizer
 from rlhf.rankings import write_rankings
 from rlhf.schema import assignments
 from rlhf.store import Store
