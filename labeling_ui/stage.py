@@ -18,6 +18,7 @@ from labeling_ui.service import LabelService
 from labeling_ui.simulate import simulate
 from rlhf.config import LabelConfig
 from rlhf.data import write_rankings
+from rlhf.database import shown
 from rlhf.judgements import LATE
 from rlhf.progress import progress, quiet, say
 from rlhf.report_data import Fact, Line, Plot, ReportData, Table, write_report_data
@@ -108,9 +109,11 @@ def _serve(service: LabelService, config: LabelConfig) -> None:
     quiet()
     from labeling_ui import app
 
-    kept = f"rankings are kept in {Path(config.store).resolve()}; Ctrl-C ends"
+    place = shown(config.store) if "://" in config.store else Path(config.store).resolve()
+    kept = f"rankings are kept in {place}; Ctrl-C ends"
+    who = "" if config.accounts else f" as {config.annotator!r}"
     with suppress(KeyboardInterrupt):  # the way to end it: the numbers follow
-        app.serve(service, config, lambda address: say(f"rank at {address} as {config.annotator!r}; {kept}"))
+        app.serve(service, config, lambda address: say(f"rank at {address}{who}; {kept}"))
 
 
 def _conclude(store: Store, config: LabelConfig) -> LabelResult:
