@@ -82,7 +82,11 @@ def agreement(found: Together) -> str:
     ]
     shown = [(name, Counted(rate, unit), note) for name, rate, unit, note in rows]
     published = [
-        (each.name, f"{each.value:.3f}" + (f" ± {each.spread:.3f}" if each.spread else ""), each.source)
+        (
+            each.name,
+            f"{each.value:.3f}" + (f" ± {each.spread:.3f}" if each.spread else ""),
+            each.source + " (second hand)" * each.second_hand,
+        )
         for each in references("pairwise")
     ]
     ties = "" if found.tie_share is None else f" {100 * found.tie_share:.0f} % of compared pairs are ties."
@@ -143,9 +147,8 @@ def annotators(found: People, paused: Mapping[str, bool]) -> str:
     return (
         (f'<ul class="concerns">{concerns}</ul>' if concerns else "")
         + table(heads, rows)
-        + '<p class="note">In brackets the 95 % interval, below it how many pairs of completions, or rankings, the '
-        "number rests on; - where they are too few to judge anybody.</p>"
-        + f'<div class="charts">{"".join(plots)}</div>'
+        + '<p class="note">Below each number its 95 % interval, and how many pairs of completions, or rankings, it '
+        "rests on; - where they are too few to judge anybody.</p>" + f'<div class="charts">{"".join(plots)}</div>'
     )
 
 

@@ -28,7 +28,7 @@ def build(admin: Admin) -> gr.Blocks:
     """The page; `head()` belongs into its head."""
     with gr.Blocks(title="Administration", analytics_enabled=False, fill_width=True) as page:
         gr.HTML("<h1>Administration</h1>", elem_id="title")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Queue", id="queue"):
                 _queue(admin, page)
             with gr.Tab("Agreement", id="agreement") as tab:

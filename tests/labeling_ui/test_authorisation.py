@@ -57,7 +57,7 @@ OWN_TOKEN = {"POST /login", "POST /join", "POST /password", "POST /logout"}
 
 EVENTS = {
     "": {"load": 1, "next": 1},
-    "/admin": {"load": 1, "tick": 1, "select": 4, "click": 14, "change": 1, "submit": 2, "pick": 1},
+    "/admin": {"load": 1, "tick": 1, "select": 4, "click": 14, "change": 1, "submit": 2, "pick": 1, "then": 1},
 }
 """What starts the Gradio events of each page, and how many: every one is a door of its own."""
 
