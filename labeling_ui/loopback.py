@@ -114,11 +114,19 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
 
     An open page holds a connection for good, so what is still going on one second after the signal is cut off.
     """
+    _draw_nowhere()
     # what a proxy says is the gate's to believe
     how: dict[str, Any] = {"proxy_headers": False, "server_header": False}
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSING_SECONDS, **how)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _draw_nowhere() -> None:
+    """Choose matplotlib's backend now: Gradio asks for it at each event, and the first would wait a second for it."""
+    import matplotlib
+
+    matplotlib.use("agg")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
