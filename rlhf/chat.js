@@ -22,3 +22,15 @@ setInterval(() => {
     place.textContent = `${((Date.now() - place.dataset.since) / 1000).toFixed(1)} s`;
   }
 }, 100);
+// One question at a time: while one is being answered, and on the second click of a double click, asking does nothing.
+const ASKS = "#answer, #again";
+function guard(event, asks) {
+  if (!asks) return;
+  if (!document.querySelector(".waiting") && event.detail < 2) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+}
+document.addEventListener("click", (event) => guard(event, event.target.closest(ASKS)), true);
+document.addEventListener("keydown", (event) => {
+  guard(event, event.key === "Enter" && !event.shiftKey && event.target.closest("#prompt textarea"));
+}, true);

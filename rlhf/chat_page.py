@@ -87,7 +87,8 @@ def build(chat: Chat, config: ChatConfig) -> gr.Blocks:
         how: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         shown = [transcript, status, talk, prompt]
         asking: dict[str, Any] = how | {"inputs": [prompt, mode, temperature, tokens, seed, talk], "outputs": shown}
-        asking |= {"concurrency_id": "models", "concurrency_limit": 1}
+        # "once" would lose a question that follows a reset: Gradio still takes the cancelled one for pending (chat.js)
+        asking |= {"concurrency_id": "models", "concurrency_limit": 1, "trigger_mode": "multiple"}
         asked = gr.on([answer.click, prompt.submit], partial(_ask, chat), **asking)
         renewed = again.click(_new_seed, [prompt, talk], [seed, prompt, talk], queue=False, **how)
         asked_again = renewed.then(partial(_ask, chat), **asking)

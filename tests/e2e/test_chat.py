@@ -199,6 +199,22 @@ def test_answers_appear_one_after_the_other_and_a_reset_in_between_stays(
     assert page.locator(".side .text").all_inner_texts() == ["qfirst", "qsecond"]
 
 
+def test_asking_twice_answers_once(both: Chat, serve: Callable[..., str], visit: Callable[..., Any]) -> None:
+    saying(both, "first", "second")
+    engine: Any = both.sides[1].engine
+    engine.may.clear()
+    page = visit(serve(both))
+    page.locator("#prompt textarea").fill("p")
+    page.locator("#answer").dblclick()
+    page.wait_for_function("document.querySelectorAll('.side ul').length == 1")
+    page.locator("#answer").click()  # while it is being answered
+    page.locator("#prompt textarea").press("Enter")
+    engine.may.set()
+    answered(page, 1)
+    page.wait_for_timeout(1000)
+    assert page.locator(".side .text").all_inner_texts() == ["pfirst", "psecond"]
+
+
 def test_a_conversation_is_regenerated_with_another_seed(
     both: Chat, serve: Callable[..., str], visit: Callable[..., Any]
 ) -> None:
