@@ -19,7 +19,7 @@ from rlhf.store import Store
 RANKINGS, PREFERENCES, EVENTS = "rankings.jsonl", "preferences.jsonl", "events.jsonl"
 DOWNLOADS = {
     RANKINGS: "Every ranking that stands, of all rounds; an adjudicated item yields the adjudication alone. What "
-    "`rlhf reward` trains on.",
+    "rlhf reward trains on.",
     PREFERENCES: "Every two completions of this round that somebody compared: prompt, chosen, rejected, the chance "
     "that an annotator finds chosen better, and a weight, by the rater model.",
     EVENTS: "The log: everything that happened, with the hashes by which it can be verified.",

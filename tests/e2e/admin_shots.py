@@ -11,6 +11,8 @@ from tests.e2e.admin_world import PASSWORD, World, running
 from tests.e2e.conftest import CHROMIUM, QUIET_CHROMIUM
 
 SIZES = {"1280": {"width": 1280, "height": 860}, "390": {"width": 390, "height": 844}}
+TALLEST = 1700
+"""Pixels; the lists below go on."""
 TABS = ("Queue", "Agreement", "Annotators", "Disputes", "Data")
 
 
@@ -42,8 +44,18 @@ def _walk(browser: Any, world: World, out: Path, name: str, size: Any, scheme: A
             page.get_by_role("button", name="Show what the annotators said").click()
             page.locator("#statements table").wait_for()
         page.wait_for_timeout(500)
-        page.screenshot(path=out / f"admin-{tab.lower()}-{name}.png", full_page=True)
+        path = out / f"admin-{tab.lower()}-{name}.png"
+        page.screenshot(path=path, full_page=True)
+        _shrink(path)
     context.close()
+
+
+def _shrink(path: Path) -> None:
+    """The upper part, in few colours."""
+    from PIL import Image
+
+    picture = Image.open(path).convert("RGB")
+    picture.crop((0, 0, picture.width, min(picture.height, TALLEST))).quantize(64).save(path, optimize=True)
 
 
 def enter(page: Any, url: str, name: str) -> None:
