@@ -91,8 +91,7 @@ def test_without_the_server_the_draft_stays_in_this_browser_and_nothing_else_is_
     me.page.goto(where.url)
     assert is_half_done(me.ready())
     eventually(lambda: len(where.drafts()) == 1)  # from the page that was left, or from this one
-    me.page.wait_for_timeout(500)
-    assert not me.page.evaluate("!dispatchEvent(new Event('beforeunload', {cancelable: true}))")
+    eventually(lambda: not me.page.evaluate("!dispatchEvent(new Event('beforeunload', {cancelable: true}))"))
 
 
 def test_a_draft_ends_with_its_item(site: Serve, visit: Open) -> None:
