@@ -34,7 +34,7 @@ from labeling_ui.service import LabelService
 from rlhf.schema import assignments, rankings
 from rlhf.store import Store
 from rlhf.verification import verify
-from tests import postgres
+from tests import own_loop, postgres
 
 PEOPLE = 4
 """Who submit at the same time, each in a thread of the service, or as a client of the page."""
@@ -192,8 +192,8 @@ def kill_page(url: str, folder: Path, rounds: int, seed: int = 0) -> Tally:
             page = start(url, folder, port, "--overlap", "2")
             try:
                 if not visitors:
-                    visitors = asyncio.run(log_in(port, tokens))
-                asyncio.run(visit(visitors, ledger, page.process.kill, chance.uniform(0.1, 1.5)))
+                    visitors = own_loop.run(log_in(port, tokens))
+                own_loop.run(visit(visitors, ledger, page.process.kill, chance.uniform(0.1, 1.5)))
             finally:
                 page.stop()
             tally.rounds += 1

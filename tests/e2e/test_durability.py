@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import shutil
@@ -28,7 +27,7 @@ from rlhf.config import LabelConfig
 from rlhf.store import Store
 from rlhf.types import DataError
 from rlhf.verification import verify
-from tests import postgres
+from tests import own_loop, postgres
 from tests.e2e import kill_server, syscalls
 from tests.e2e.kill_server import TIERS, Ledger
 
@@ -173,7 +172,7 @@ def test_the_page_waits_for_the_disk_before_it_answers(tmp_path: Path) -> None:
             for visitor in visitors:
                 visitor.close()
 
-        asyncio.run(submit_once())
+        own_loop.run(submit_once())
     lines = (tmp_path / "trace").read_text().splitlines()
     found = list(syscalls.answers(lines, "labels.db-wal", r"{\"saved\":true"))
     assert len(found) == len(names)

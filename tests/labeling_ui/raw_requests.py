@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from labeling_ui.person import PERSON, Person
+from tests import own_loop
 
 
 @dataclass
@@ -77,7 +77,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(gate(scope, receive, send))
+    own_loop.run(gate(scope, receive, send))
     start = next(message for message in sent if message["type"] == "http.response.start")
     heads = [(name.decode().lower(), value.decode()) for name, value in start["headers"]]
     text = b"".join(message.get("body", b"") for message in sent if message["type"] == "http.response.body")

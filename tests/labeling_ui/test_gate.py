@@ -21,6 +21,7 @@ from labeling_ui.site import HERE, Site, site_of
 from rlhf.config import LabelConfig
 from rlhf.store import Store
 from rlhf.types import ConfigError
+from tests import own_loop
 from tests.labeling_ui.raw_requests import Behind, ask
 
 PASSWORD = "correct horse battery"
@@ -167,9 +168,9 @@ def test_a_websocket_is_closed_and_the_lifespan_passes(gate: Gate, behind: Behin
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
-    asyncio.run(gate({"type": "websocket", "path": "/", "headers": []}, receive, send))
+    own_loop.run(gate({"type": "websocket", "path": "/", "headers": []}, receive, send))
     assert (sent, behind.scopes) == ([{"type": "websocket.close", "code": 1008}], [])
-    asyncio.run(gate({"type": "lifespan"}, receive, send))
+    own_loop.run(gate({"type": "lifespan"}, receive, send))
     assert behind.scopes == [{"type": "lifespan"}]
 
 
@@ -264,7 +265,7 @@ def test_answers_stream_through_piece_by_piece(accounts: Accounts, as_person: He
     async def receive() -> Any:
         await asyncio.sleep(3600)
 
-    asyncio.run(Gate(stream, site=SITE, doors=TOGETHER, accounts=accounts)(scope, receive, send))
+    own_loop.run(Gate(stream, site=SITE, doors=TOGETHER, accounts=accounts)(scope, receive, send))
     assert order[1:] == ["made 0", "sent", "made 1", "sent", "made 2", "sent", "http.response.body"]
 
 
@@ -302,7 +303,7 @@ def test_a_body_that_trickles_is_given_up(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": SUBMIT, "headers": headers, "query_string": b""}
-    asyncio.run(gate(scope, receive, send))
+    own_loop.run(gate(scope, receive, send))
     assert (sent[0]["status"], behind.scopes) == (408, [])
 
 
