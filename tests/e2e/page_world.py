@@ -166,7 +166,7 @@ def opened(browser: Any, url: str, width: int = 1280, height: int = 900, **optio
 
 def another_tab(context: Any, url: str) -> Visit:
     visit = Visit(context.new_page(), url)
-    visit.page.set_default_timeout(20_000)
+    visit.page.set_default_timeout(60_000)
     visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
     visit.page.on("dialog", lambda dialog: (visit.problems.append(dialog.message), dialog.accept()))
     visit.page.on("request", _note_strangers(visit, url))
