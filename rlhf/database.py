@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,13 +88,9 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection, _record) -> None:
         connection.isolation_level = None  # the driver would begin transactions of its own, and late
-        for pragma in (
-            f"busy_timeout={round(1000 * BUSY_SECONDS)}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "secure_delete=ON",  # what was erased is overwritten with zeros
-        ):
+        connection.execute(f"PRAGMA busy_timeout={round(1000 * BUSY_SECONDS)}")
+        _log_ahead(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):  # zeros over what was erased
             connection.execute(f"PRAGMA {pragma}")
         check_durable(connection, str(engine.url.database))
 
@@ -101,6 +99,19 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         # A writer that begins as a reader fails, rather than waits, when another writer is quicker.
         writes = connection.get_execution_options().get("writes", True)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log. Of a new file only one connection can, and SQLite lets none of the others wait."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def check_durable(connection: Any, name: str) -> None:
