@@ -47,6 +47,12 @@ export function start(tools) {
   gradio.watch("value", adopt);
   watchWindow();
   adopt();
+  insist();
+}
+
+// The first task comes with the page. Should that have been lost, it is asked for again.
+function insist() {
+  setTimeout(() => { if (!task) { gradio.next(); insist(); } }, PATIENCE / 3);
 }
 
 // ---------------------------------------------------------------- one task after the other
