@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.e2e.page_shots import GUIDELINES, QUIZ
 from tests.e2e.page_world import Visit, ranks_by_text
-from tests.e2e.test_page import Open, Serve
+from tests.e2e.test_page import FILMS, Open, Serve
 
 PHONE: dict[str, Any] = {"width": 390, "height": 844, "has_touch": True, "is_mobile": True}
 
@@ -167,3 +167,20 @@ def test_ten_items_are_ranked_from_the_first_screen_alone(site: Serve, visit: Op
     assert all(ranks in expected for ranks in saved)
     assert len(saved) == 10
     assert me.problems == []
+
+
+def test_a_first_task_that_was_lost_is_asked_for_again(site: Serve, visit: Open) -> None:
+    me = visit(site(*FILMS))
+    lost: list[str] = []
+
+    def lose(route: Any) -> None:
+        if lost:
+            route.continue_()
+        else:
+            lost.append(route.request.url)
+            route.abort()
+
+    me.page.route("**/gradio_api/run/**", lose)
+    me.page.reload()
+    me.ready()
+    assert lost

@@ -50,9 +50,9 @@ export function start(tools) {
   insist();
 }
 
-// The first task comes with the page. Should that have been lost, it is asked for again.
+// The first task comes with the page. Where that was lost there is nothing yet that a reload could lose.
 function insist() {
-  setTimeout(() => { if (!task) { gradio.next(); insist(); } }, PATIENCE / 3);
+  setTimeout(() => { if (!task) location.reload(); }, PATIENCE);
 }
 
 // ---------------------------------------------------------------- one task after the other
