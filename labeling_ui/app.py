@@ -49,8 +49,7 @@ def create(
         _add_admin(app, admin, config, site, accounts)
     app.mount("/page", StaticFiles(directory=rank_view.STATIC))
     page = rank_view.build(service, slots=slots, criteria=config.criteria)
-    style = (rank_view.STATIC / "rank.css").read_text(encoding="utf-8")
-    return loopback.mount(app, page, head=f"<style>{style}</style>{head(accounts)}", data=_data(config))
+    return loopback.mount(app, page, head=rank_view.head() + head(accounts), data=_data(config))
 
 
 def _add_admin(app: FastAPI, admin: Admin, config: LabelConfig, site: Site, accounts: Accounts | None) -> None:

@@ -19,7 +19,7 @@ from labeling_ui.person import person_of
 from labeling_ui.said import FLAGS
 from labeling_ui.service import LabelService, Task
 from rlhf.contract import digest
-from rlhf.types import DataError, Prompt
+from rlhf.types import DataError, Prompt, StoreError
 
 STATIC = Path(__file__).parent / "static"
 """To be served under `/page`: the page's scripts are in its folder `rank`."""
@@ -78,6 +78,12 @@ def build(service: LabelService, *, slots: int, criteria: Sequence[str] = (), gu
     return page.queue(api_open=False)
 
 
+def head() -> str:
+    """What the page needs in its head: how it looks, and a reload where nothing comes."""
+    style, patience = ((STATIC / name).read_text(encoding="utf-8") for name in ("rank.css", "rank/patience.js"))
+    return f"<style>{style}</style><script>{patience}</script>"
+
+
 def _annotator(request: gr.Request) -> str:
     """Whom the gate let in. Raises PermissionError."""
     return person_of(request.request.scope if request.request else {}).name
@@ -121,6 +127,8 @@ def _task(service: LabelService, annotator: str) -> tuple[str, str, Task | None]
     """Which screen the annotator sees, with which message and task."""
     try:
         task = service.next_task(annotator)
+    except StoreError:
+        raise  # it passes: the page asks again
     except DataError as error:  # such as: an admin has paused this annotator
         return "stopped", str(error), None
     return ("finished", FINISHED, None) if task is None else ("rank", "", task)

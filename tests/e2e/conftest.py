@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,40 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET_CHROMIUM)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_page_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A page of a server that is gone asks for it without end."""
+    yield
+    if "browser" in request.fixturenames:
+        for context in request.getfixturevalue("browser").contexts:
+            context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Adds to the report of a test that failed what its pages showed, complained of and asked for."""
+    report = yield
+    browser = getattr(item, "funcargs", {}).get("browser")
+    if call.when == "call" and report.failed and browser is not None:
+        pages = [page for context in browser.contexts for page in context.pages]
+        report.sections.append(("pages", "\n\n".join(_seen(page) for page in pages)))
+    return report
+
+
+def _seen(page: Any) -> str:
+    lines = [page.url, " ".join(page.locator("body").inner_text(timeout=5000).split())[:1000]]
+    lines += [f"{message.type}: {message.text}" for message in page.console_messages()]
+    lines += [f"error: {error}" for error in page.page_errors()]
+    lines += [f"{request.method} {request.url} {_outcome(request)}" for request in page.requests()]
+    return "\n".join(lines)
+
+
+def _outcome(request: Any) -> str:
+    """An answer's status, what went wrong, or that nothing came."""
+    answer = request.existing_response
+    return str(answer.status) if answer else request.failure or "without an answer"
 
 
 @pytest.fixture

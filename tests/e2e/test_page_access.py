@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.e2e.page_shots import GUIDELINES, QUIZ
 from tests.e2e.page_world import Visit, ranks_by_text
 from tests.e2e.test_page import FILMS, Open, Serve
@@ -169,18 +171,19 @@ def test_ten_items_are_ranked_from_the_first_screen_alone(site: Serve, visit: Op
     assert me.problems == []
 
 
-def test_a_first_task_that_was_lost_is_asked_for_again(site: Serve, visit: Open) -> None:
+@pytest.mark.parametrize("lost", ["gradio_api/run", "page/rank/main.js", "assets/HTML-"])
+def test_a_page_of_which_something_was_lost_loads_again(site: Serve, visit: Open, lost: str) -> None:
     me = visit(site(*FILMS))
-    lost: list[str] = []
+    losses: list[str] = []
 
     def lose(route: Any) -> None:
-        if lost:
+        if losses:
             route.continue_()
         else:
-            lost.append(route.request.url)
+            losses.append(route.request.url)
             route.abort()
 
-    me.page.route("**/gradio_api/run/**", lose)
+    me.page.route(f"**/{lost}**", lose)
     me.page.reload()
     me.ready()
-    assert lost
+    assert losses

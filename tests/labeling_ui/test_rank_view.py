@@ -11,7 +11,7 @@ from labeling_ui import rank_view
 from labeling_ui.assignment import Policy
 from labeling_ui.service import LabelService
 from rlhf.store import Store
-from rlhf.types import Completion, Prompt
+from rlhf.types import Completion, Prompt, StoreError
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "${alert(1)} {{constructor}}", "</script><script>alert(1)</script>"]
 
@@ -67,3 +67,15 @@ def test_a_long_conversation_keeps_its_last_turns_apart(tmp_path: Path, room: in
     assert all(turn["content"] in whole for turn in turns)
     if shown > 1:
         assert state["turns"][-1] == {"role": "user", "text": "Well?"}
+
+
+def test_trouble_with_the_store_is_not_the_end_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be shown for good, though the next question may be answered."""
+    service = service_of(tmp_path, "p", "a", "b")
+
+    def busy(_annotator: str) -> None:
+        raise StoreError("the label store is locked")
+
+    monkeypatch.setattr(service, "next_task", busy)
+    with pytest.raises(StoreError):
+        rank_view._state(service, "me", [], 1)

@@ -47,12 +47,6 @@ export function start(tools) {
   gradio.watch("value", adopt);
   watchWindow();
   adopt();
-  insist();
-}
-
-// The first task comes with the page. Where that was lost there is nothing yet that a reload could lose.
-function insist() {
-  setTimeout(() => { if (!task) location.reload(); }, PATIENCE);
 }
 
 // ---------------------------------------------------------------- one task after the other

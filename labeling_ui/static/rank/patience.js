@@ -1,0 +1,12 @@
+// In the head of the ranking page, before anything else of it. Now and then Gradio leaves a component unstarted, or an
+// answer is lost on the way; then there is nothing on the page yet that a reload could lose.
+(() => {
+  const FIRST = 10000, TRIES = 3;  // ms; twice as long each time, so that a slow network gets its time
+  const name = "rlhf-reloads", tries = Number(sessionStorage.getItem(name) ?? 0);
+  setTimeout(() => {
+    if (document.body.dataset.screen) return sessionStorage.removeItem(name);
+    sessionStorage.setItem(name, String((tries + 1) % (TRIES + 1)));
+    if (tries < TRIES) return location.reload();
+    document.body.prepend("The page does not come. Reload it; if that does not help, tell whoever runs this round.");
+  }, FIRST * 2 ** tries);
+})();
