@@ -138,7 +138,9 @@ class Accounts:
         fresh = self._hashes.make(new)
         with self.store.write() as connection:
             values = {"failures": 0, "locked_until": 0.0, "password_hash": fresh}
-            connection.execute(sa.update(users).where(users.c.id == user.id).values(values))
+            unchanged = (users.c.id == user.id, users.c.password_hash == user.password_hash)
+            if connection.execute(sa.update(users).where(*unchanged).values(values)).rowcount == 0:
+                raise Refused("old", "Your account was changed meanwhile: log in again, or ask an admin.")
             self._end_all(connection, user.id)
             add_event(connection, "password_changed", annotator=name)
             return self._begin(connection, user.id, Person(user.name, user.role))
@@ -229,9 +231,9 @@ class Accounts:
         self._set(name, "resumed", by, paused=False)
 
     def remove_password(self, name: str, *, by: str = "the command line") -> None:
-        """Shut this person out, at once: sessions and the invitations that they made end. Raises DataError.
+        """Shut this person out, at once: sessions and the invitations that they made or were given end.
 
-        What they ranked stays; an invitation by their name lets them in again.
+        What they ranked stays; a new invitation by their name lets them in again. Raises DataError.
         """
         self._set(name, "password_removed", by, password_hash=None)
 
@@ -243,8 +245,8 @@ class Accounts:
             connection.execute(sa.update(users).where(users.c.id == user.id).values(values))
             if kind == "password_removed":
                 self._end_all(connection, user.id)
-                made = (invites.c.created_by == name, invites.c.used_by.is_(None))
-                connection.execute(sa.delete(invites).where(*made))
+                theirs = sa.or_(invites.c.created_by == name, invites.c.name == name)
+                connection.execute(sa.delete(invites).where(theirs, invites.c.used_by.is_(None)))
             add_event(connection, kind, annotator=name, by=by)
 
     # --------------------------------------------------------------------------------- steps inside a transaction

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import sqlalchemy as sa
 
 from labeling_ui.admin import Admin
 from labeling_ui.person import Person
 from labeling_ui.raters import SoftLabel
 from rlhf.data import write_rankings
-from rlhf.schema import events, payloads
-from rlhf.store import Store
+from rlhf.label_exports import as_turns, read_events
 
 RANKINGS, PREFERENCES, EVENTS = "rankings.jsonl", "preferences.jsonl", "events.jsonl"
 DOWNLOADS = {
@@ -33,27 +30,16 @@ def write(admin: Admin, person: Person, name: str, path: Path) -> None:
     if name == RANKINGS:
         write_rankings(path, admin.store.rankings(resolved=True))
         return
-    rows = (_preference(label) for label in admin.labels(person)) if name == PREFERENCES else _events(admin.store)
+    rows = _preferences(admin.labels(person)) if name == PREFERENCES else read_events(admin.store)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _preference(label: SoftLabel) -> dict[str, Any]:
-    """TRL's preference format, standard or conversational as the prompt is, with two more columns."""
-    chosen, rejected = (
-        text if isinstance(label.prompt, str) else [{"role": "assistant", "content": text}]
-        for text in (label.chosen, label.rejected)
-    )
-    said = {"prompt": label.prompt, "chosen": chosen, "rejected": rejected}
-    return {**said, "probability": label.probability, "weight": label.weight}
-
-
-def _events(store: Store) -> Iterator[dict[str, Any]]:
-    query = (
-        sa.select(events, payloads.c.annotator, payloads.c.salt, payloads.c.body)
-        .outerjoin(payloads, payloads.c.event_id == events.c.id)
-        .order_by(events.c.id)
-    )
-    with store.read() as connection:
-        for row in connection.execution_options(yield_per=1000).execute(query):
-            yield dict(row._mapping)
+def _preferences(labels: Sequence[SoftLabel]) -> Iterator[dict[str, Any]]:
+    """TRL's preference format with two more columns; where one prompt is a conversation, all become conversations."""
+    chat = any(isinstance(label.prompt, list) for label in labels)
+    for label in labels:
+        sides = {"prompt": ("user", label.prompt), "chosen": ("assistant", label.chosen)}
+        sides["rejected"] = ("assistant", label.rejected)
+        said = {name: as_turns(*side) if chat else side[1] for name, side in sides.items()}
+        yield {**said, "probability": label.probability, "weight": label.weight}

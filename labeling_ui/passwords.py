@@ -35,7 +35,7 @@ def checked_name(name: str) -> str:
     name = unicodedata.normalize("NFKC", name).strip()
     if not re.fullmatch(r"[\w.@+-]+( [\w.@+-]+)*", name) or len(name) > 64:
         raise Refused("name", "A name has up to 64 letters and digits, and . _ - @ + or single spaces between them.")
-    if name.startswith(SIMULATED):
+    if name.lower().startswith(SIMULATED):
         raise Refused("name", f"Names that begin with {SIMULATED} belong to simulated annotators.")
     return name
 

@@ -29,6 +29,11 @@ def run(config: RewardConfig) -> RewardResult:
     """Train a reward model as the configuration says, and write `config.output`. Raises UserError."""
     source = needed(config.model, "model", "the SFT checkpoint to start from")
     rankings_source = needed(config.rankings, "rankings", "the rankings to learn from")
+    if config.soft_labels and "://" not in rankings_source and not Path(rankings_source).exists():
+        raise ConfigError(
+            f"soft_labels is set, but there is no {rankings_source}: `rlhf label` writes it once two annotators have "
+            f"ranked the same item (--overlap 2); leave soft_labels out to learn from every ranking as it is"
+        )
     soft = load_soft_labels(rankings_source)
     _check_softness(config, bool(soft))
     if soft:

@@ -194,7 +194,7 @@ def _erase(chosen: argparse.Namespace) -> int:
 
 def _events(chosen: argparse.Namespace) -> int:
     with closing(_open(chosen)) as store:
-        rows = label_exports.read_events(store)
+        rows = list(label_exports.read_events(store))
     for name in ("kind", "annotator"):
         wanted = getattr(chosen, name)
         rows = [row for row in rows if wanted in (None, row[name])]

@@ -16,15 +16,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rlhf.database import BUSY_SECONDS, refusing, shown, sqlite_path
+from rlhf.database import BUSY_SECONDS, shown, sqlite_path
 from rlhf.event_log import ERASED, RANKING, add_event
 from rlhf.judgements import log_ranking, log_withdrawal
 from rlhf.schema import assignments, drafts, events, invites, payloads, quiz_results, rankings, sessions, tables, users
 from rlhf.store import Store
 from rlhf.types import DataError
 
-TEXTS = ("note",)
-"""Flags that hold what a person wrote."""
+OURS = ("role", "assignment_kind", "reopened", "undone")
+"""Fields of events that hold words of this program: whoever is called `admin` or `late` is not meant."""
 
 
 def erase(store: Store, annotator: str) -> str:
@@ -46,9 +46,14 @@ def erase(store: Store, annotator: str) -> str:
             mine = payloads.c.event_id == event
             name = sa.case((payloads.c.annotator == annotator, pseudonym), else_=payloads.c.annotator)
             connection.execute(sa.update(payloads).where(mine).values(body=None, salt="", annotator=name))
+        # what is left under the name has no body any more: somebody else's erasure took it
+        connection.execute(sa.update(payloads).where(payloads.c.annotator == annotator).values(annotator=pseudonym))
         add_event(connection, ERASED, pseudonym=pseudonym, events=forgotten)
         _say_again(connection, pseudonym)
-    clean(store)
+    try:
+        clean(store)
+    except DataError as error:
+        raise DataError(f"{annotator!r} is now {pseudonym}; {error}") from error
     return pseudonym
 
 
@@ -56,9 +61,12 @@ def clean(store: Store) -> None:
     """Rewrite the store's files without what was deleted. Raises DataError while others hold them."""
     path = sqlite_path(store.name)
     if path is None:
-        with refusing(store.name, "cleaned"), store.engine.connect() as connection:
-            everything = ", ".join(f'"{table.name}"' for table in tables.sorted_tables)
-            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"VACUUM FULL {everything}")
+        everything = ", ".join(f'"{table.name}"' for table in tables.sorted_tables)
+        try:
+            with store.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"VACUUM FULL {everything}")
+        except sa.exc.DBAPIError as error:
+            raise DataError(_unclean(store, " ".join(str(error.orig).split()))) from error
         return
     try:
         with closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
@@ -73,8 +81,8 @@ def clean(store: Store) -> None:
 
 def _unclean(store: Store, reason: str) -> str:
     return (
-        f"the person is erased from {shown(store.name)}, but traces may be left in its file ({reason}): "
-        f"end `rlhf label` and run `rlhf data clean`"
+        f"what was erased is gone from the tables of {shown(store.name)}, but traces may be left in its files "
+        f"({reason}): end `rlhf label` and run `rlhf data clean`"
     )
 
 
@@ -98,15 +106,22 @@ def _events_of(connection: sa.Connection, name: str) -> list[int]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
+    """Every text in a JSON value, but for those that only this program writes."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from _strings(each)
+        for key, each in value.items():
+            yield from () if key in OURS else _strings(each)
     elif isinstance(value, list):
         for each in value:
             yield from _strings(each)
+
+
+def _holds_text(value: Any) -> bool:
+    """Whether there is a text anywhere in a JSON value."""
+    if isinstance(value, dict):
+        return any(map(_holds_text, value.values()))
+    return any(map(_holds_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def _forget_account(connection: sa.Connection, name: str, pseudonym: str) -> None:
@@ -124,7 +139,7 @@ def _rename(connection: sa.Connection, name: str, pseudonym: str) -> None:
     for row in connection.execute(sa.select(rankings).where(rankings.c.assignment_id.in_(theirs))).all():
         values = {
             "rationale": None,
-            "flags": {flag: value for flag, value in row.flags.items() if flag not in TEXTS},
+            "flags": {flag: value for flag, value in row.flags.items() if not _holds_text(value)},
             "idempotency_key": f"erased:{secrets.token_hex(16)}",  # an imported one can be worked out from the name
         }
         connection.execute(sa.update(rankings).where(rankings.c.id == row.id).values(values))

@@ -69,25 +69,25 @@ def export_preferences(store: Store, path: Path, agreement: Mapping[str, str], t
 def export_events(store: Store, path: Path, agreement: Mapping[str, str]) -> Exported:
     """The whole log as JSON lines."""
     _check_file(path)
-    rows = read_events(store)
+    rows = list(read_events(store))
     _write_lines(path, rows)
     return Exported(len(rows), path, write_card(store, path, "events", _standing(store).values(), agreement))
 
 
-def read_events(store: Store) -> list[dict[str, Any]]:
+def read_events(store: Store) -> Iterator[dict[str, Any]]:
     """Every event with what it says, in order."""
     said = (payloads.c.annotator, payloads.c.salt, payloads.c.body)
     query = sa.select(events, *said).join(payloads).order_by(events.c.id)
     with store.read() as connection:
-        rows = [dict(row) for row in connection.execute(query).mappings()]
-    return [{**row, "body": None if row["body"] is None else json.loads(row["body"])} for row in rows]
+        for row in connection.execution_options(yield_per=1000).execute(query).mappings():
+            yield {**row, "body": None if row["body"] is None else json.loads(row["body"])}
 
 
 def preferences(rankings: Mapping[int, Ranking], ties: Ties = "half") -> Iterator[dict[str, Any]]:
     """Pairs of TRL's preference format, with weights. Where one prompt is a conversation, all become conversations."""
     chat = any(isinstance(each.prompt, list) for each in rankings.values())
     for number, ranking in rankings.items():
-        known = {"prompt": _turns("user", ranking.prompt) if chat else ranking.prompt}
+        known = {"prompt": as_turns("user", ranking.prompt) if chat else ranking.prompt}
         origin = {"ranking": number, "annotator": ranking.annotator}
         for pair in ranking.comparisons():
             tie = pair.outcome == 0.5
@@ -96,11 +96,12 @@ def preferences(rankings: Mapping[int, Ranking], ties: Ties = "half") -> Iterato
             texts = (pair.first, pair.second) if pair.outcome else (pair.second, pair.first)
             for chosen, rejected in (texts, texts[::-1]) if tie else (texts,):
                 sides = {"chosen": chosen, "rejected": rejected}
-                shown = {name: _turns("assistant", text) if chat else text for name, text in sides.items()}
+                shown = {name: as_turns("assistant", text) if chat else text for name, text in sides.items()}
                 yield {**known, **shown, "weight": 0.5 if tie else 1.0, **origin, "tie": tie}
 
 
-def _turns(role: str, said: Prompt) -> Any:
+def as_turns(role: str, said: Prompt) -> Any:
+    """A text as the one turn of a conversation; a conversation as it is."""
     return [{"role": role, "content": said}] if isinstance(said, str) else said
 
 

@@ -14,6 +14,9 @@ from typing import Any
 from rlhf.sources import check_messages, check_text, numbered_rows
 from rlhf.types import DataError, Prompt, Ranking
 
+MOST = 2**31 - 1
+"""The largest whole number that both databases keep."""
+
 
 @dataclass(frozen=True)
 class BadRow:
@@ -96,12 +99,12 @@ def ranking_from_json(row: Mapping[str, Any]) -> Ranking:
         ranks=tuple(_list(row, "ranks")),
         annotator=check_text(row["annotator"], "annotator"),
         presented_order=_order(row),
-        flags=dict(_optional(row, "flags", dict) or {}),
-        rationale=_optional(row, "rationale", str),
+        flags=_flags(row),
+        rationale=_text(row, "rationale"),
         seconds=None if seconds is None else float(seconds),
         round=_whole(row, "round", default=0),
         guideline_version=_whole(row, "guideline_version", default=1),
-        created_at=_optional(row, "created_at", str),
+        created_at=_text(row, "created_at"),
     )
 
 
@@ -132,6 +135,23 @@ def _order(row: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(order)
 
 
+def _flags(row: Mapping[str, Any]) -> dict[str, Any]:
+    flags = dict(_optional(row, "flags", dict) or {})
+    try:
+        json.dumps(flags, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise DataError(f"flags cannot be kept ({error})") from error
+    marks = flags.get("marks", [])
+    known = isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
+    _check(known, "marks in flags", marks, "a list of texts")
+    return flags
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    text = _optional(row, name, str)
+    return None if text is None else check_text(text, name, may_be_empty=True)
+
+
 def _optional(row: Mapping[str, Any], name: str, kind: type) -> Any:
     value = row.get(name)
     _check(value is None or isinstance(value, kind), name, value, f"a {kind.__name__} or null")
@@ -140,5 +160,6 @@ def _optional(row: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _whole(row: Mapping[str, Any], name: str, default: int) -> int:
     value = row.get(name, default)
-    _check(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, value, "a number from 0")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _check(whole and 0 <= value <= MOST, name, value, f"a whole number from 0 to {MOST}")
     return value

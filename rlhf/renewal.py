@@ -15,7 +15,8 @@ SIMULATED = "simulated-"
 def forget(store: Store, *, round: int, samples: bool) -> None:
     """Remove what simulated annotators said in a round, and with `samples` every item that no person has been shown."""
     of_round = sa.select(items.c.id).where(items.c.round == round)
-    simulated = sa.and_(assignments.c.item_id.in_(of_round), assignments.c.annotator.startswith(SIMULATED))
+    begins = sa.func.substr(assignments.c.annotator, 1, len(SIMULATED))  # LIKE takes `Simulated-` for it on SQLite
+    simulated = sa.and_(assignments.c.item_id.in_(of_round), begins == SIMULATED)
     with store.write() as connection:
         theirs = sa.select(assignments.c.id).where(simulated)
         said = sa.select(rankings.c.assignment_id).where(rankings.c.assignment_id.in_(theirs)).distinct()

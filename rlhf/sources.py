@@ -254,6 +254,8 @@ def check_text(value: object, what: str, *, may_be_empty: bool = False) -> str:
         raise DataError(f"{what} is empty: fill it in, or leave the row out")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(f"{what} holds half a surrogate pair, which is not a character")
+    if "\0" in value:
+        raise DataError(f"{what} holds a NUL character, which PostgreSQL cannot keep: take it out")
     return value
 
 

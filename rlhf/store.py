@@ -35,7 +35,7 @@ from rlhf.judgements import (
 from rlhf.migrations import prepare
 from rlhf.schema import assignments, completions, items, meta, rankings
 from rlhf.turns import Turns
-from rlhf.types import Completion, DataError, Prompt, Ranking
+from rlhf.types import Completion, DataError, Prompt, Ranking, StoreError
 
 __all__ = ["Counts", "Item", "Judgement", "Store", "add_event", "add_ranking", "insert", "now", "withdraw"]
 
@@ -100,7 +100,7 @@ class Store:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         if not self._writer.acquire(timeout=database.BUSY_SECONDS):
-            raise DataError(f"the label store {shown(self.name)} is busy: nothing was saved; try again in a moment")
+            raise StoreError(f"the label store {shown(self.name)} is busy: nothing was saved; try again in a moment")
         try:
             yield
         finally:
@@ -164,7 +164,8 @@ class Store:
     def import_rankings(self, incoming: Sequence[Ranking]) -> int:
         """Take rankings from elsewhere and return how many were new; the same file a second time changes nothing.
 
-        Another ranking by the same annotator of the same completions supersedes the one that stood.
+        Another ranking by the same annotator of the same completions supersedes the one that stood. One that they have
+        since replaced or taken back is nothing new: an old export does not undo what came after it.
         """
         with self.write() as connection:
             return sum(_import(connection, ranking) for ranking in incoming)
@@ -217,16 +218,16 @@ def _import(connection: sa.Connection, ranking: Ranking) -> bool:
     flags = {name: value for name, value in ranking.flags.items() if name != "marks"}
     judgement = judgement_of(replace(ranking, flags=flags))
     said = connection.execute(sa.select(rankings).where(rankings.c.assignment_id == assignment_id)).all()
-    if any(row.idempotency_key == key or (row.active and judgement_of(row) == judgement) for row in said):
+    if any(row.idempotency_key == key or judgement_of(row) == judgement for row in said):
         return False
     event = add_event(connection, "import", ranking.annotator, item_id)
     order = ranking.presented_order or tuple(range(len(texts)))
     state = LATE if LATE in marks else "done"
-    place = {"presented_order": order, "state": state, "leased_until": 0.0, "event": event}
+    place = {"state": state, "leased_until": 0.0, "event": event}
     if assignment_id is None:
-        row = {"item_id": item_id, "annotator": ranking.annotator, **place}
+        row = {"item_id": item_id, "annotator": ranking.annotator, "presented_order": order, **place}
         assignment_id = insert(connection, assignments, row)
-    else:
+    else:  # its order stays: a page may be showing it
         connection.execute(sa.update(assignments).where(assignments.c.id == assignment_id).values(place))
     add_ranking(connection, assignment_id, key, judgement, marks)
     return True

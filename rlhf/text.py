@@ -43,8 +43,12 @@ def encode_completion(tokenizer: Any, completion: str, *, max_tokens: int | None
 
 
 def decode_completion(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of a sampled completion, without EOS, padding and other special tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Text of a sampled completion, without EOS, padding and other special tokens.
+
+    A model may write NUL, which PostgreSQL cannot keep and no page shows: for whoever reads the text it is U+FFFD.
+    """
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.replace("\0", "\ufffd")
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt], *, max_tokens: int) -> tuple[list[list[int]], list[int]]:

@@ -27,7 +27,7 @@ from rlhf.event_log import (
     head,
     payload_hash,
 )
-from rlhf.judgements import completions_of, item_key
+from rlhf.judgements import LATE, completions_of, item_key
 from rlhf.schema import assignments, events, items, payloads, rankings
 from rlhf.types import DataError
 
@@ -64,6 +64,8 @@ class _Replay:
     """Events without a body."""
     excused: set[int] = field(default_factory=set)
     """Events that an erasure names."""
+    cleared: set[int] = field(default_factory=set)
+    """Items that may be gone: they were there when a stage was done again, and only those that were shown stayed."""
 
     def take(self, row: sa.Row) -> None:
         payload = json.loads(row.body)
@@ -74,10 +76,12 @@ class _Replay:
             self.stands.pop(payload["assignment_id"], None)
         elif row.kind == FORGET:
             self._forget(set(payload.get("forgotten", ())))
+            self.cleared.update(self.keys if payload.get("samples") else ())
         elif row.kind == ERASED:
             self.excused.update(payload["events"])
         elif row.kind == ITEM and row.item_id is not None and "key" in payload:
             self.keys[row.item_id] = payload["key"]
+            self.cleared.discard(row.item_id)  # SQLite gives a number again
         elif row.kind == MIGRATED:
             self.keys.update({int(item): key for item, key in payload["keys"].items()})
 
@@ -90,7 +94,8 @@ def verify(connection: sa.Connection, known: str | None = None) -> Verdict:
     """Check the whole log and the tables against it. `known` is the head of an earlier verification.
 
     Found are: an event or payload that was changed, added, moved or removed; a log that was cut short; a ranking whose
-    row differs from its event or has none; an item whose texts were changed; a body that is gone without an erasure.
+    row differs from its event or has none, or that is called late and was not, or the other way round; an item whose
+    texts were changed, that is missing, or that the log does not know; a body that is gone without an erasure.
     """
     replay = _Replay()
     number, last, faults = _chain(connection, replay, known)
@@ -159,8 +164,12 @@ def _items(connection: sa.Connection, replay: _Replay) -> Iterator[str]:
     texts = completions_of(connection, sa.true())
     for row in connection.execute(sa.select(items)):
         key = item_key(row.prompt, [each.text for each in texts.get(row.id, [])], row.round)
-        if not key == row.key == replay.keys.get(row.id, key):
+        known = replay.keys.pop(row.id, None)
+        if known is None:
+            yield f"item {row.id} is not in the log"
+        elif not key == row.key == known:
             yield f"item {row.id} was changed"
+    yield from (f"item {missing} is missing" for missing in sorted(replay.keys.keys() - replay.cleared))
 
 
 def _rankings(connection: sa.Connection, replay: _Replay) -> Iterator[str]:
@@ -168,7 +177,7 @@ def _rankings(connection: sa.Connection, replay: _Replay) -> Iterator[str]:
     columns = [sa.cast(each, sa.Text) if isinstance(each.type, sa.JSON) else each for each in rankings.c]
     labelled = [column.label(each.name) for column, each in zip(columns, rankings.c, strict=True)]
     query = (
-        sa.select(*labelled, assignments.c.annotator, assignments.c.item_id)
+        sa.select(*labelled, assignments.c.annotator, assignments.c.item_id, assignments.c.state)
         .outerjoin(assignments, rankings.c.assignment_id == assignments.c.id)
         .order_by(rankings.c.id)
     )
@@ -180,6 +189,8 @@ def _rankings(connection: sa.Connection, replay: _Replay) -> Iterator[str]:
             yield f"ranking {row.id} is not as event {row.event} has it"
         elif row.active != (replay.stands.get(row.assignment_id) == row.event):
             yield f"ranking {row.id} {'stands' if row.active else 'does not stand'}, but the log says otherwise"
+        elif row.active and (row.state == LATE) != (LATE in json.loads(row.marks)):
+            yield f"ranking {row.id} came {'in time' if row.state == LATE else 'late'}, but its item says otherwise"
     yield from (f"the ranking of event {event} is missing" for event in replay.said)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-import uvicorn
 from argon2 import PasswordHasher
 
 from labeling_ui import app
@@ -33,6 +30,7 @@ from rlhf.judgements import GOLD, LATE, REPEAT, TASK, Judgement, add_ranking, in
 from rlhf.schema import assignments, gold
 from rlhf.store import Item, Store
 from rlhf.types import Completion
+from tests.e2e.serving import serving
 
 PASSWORD = "correct horse battery"
 DAY = 86400.0
@@ -190,14 +188,6 @@ def running(folder: Path, *, items: int = 200, overlap: int = 3, accounts: bool 
     admin = Admin(store, policy, accounts=people, rest=0.0)
     config = LabelConfig(store=store.name, annotator="me", accounts=accounts)
     served = app.create(service, config, people, slots=4, admin=admin)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(served, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 120
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    yield World(f"http://127.0.0.1:{listener.getsockname()[1]}/", store, service, admin)
-    server.should_exit = True
-    thread.join(timeout=20)
+    with serving(served) as url:
+        yield World(url, store, service, admin)
     store.close()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-import uvicorn
 
 from labeling_ui import app
 from labeling_ui.auth import Accounts
@@ -23,6 +19,7 @@ from rlhf import schema
 from rlhf.config import LabelConfig
 from rlhf.store import Store
 from rlhf.types import Completion, Ranking
+from tests.e2e.serving import serving
 
 Items = Sequence[tuple[Any, Sequence[str]]]
 
@@ -67,16 +64,8 @@ def running(
     service = LabelService(store, Policy(seed=seed), criteria=criteria)
     slots = max(len(texts) for _, texts in items)
     served = app.create(service, config, Accounts(store) if accounts else None, slots=slots)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(served, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 120
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", store, service)
-    server.should_exit = True
-    thread.join(timeout=20)
+    with serving(served) as url:
+        yield Site(url, store, service)
     store.close()
 
 

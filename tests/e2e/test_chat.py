@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from rlhf import chat, chat_page
 from rlhf.chat import Chat
 from rlhf.config import ChatConfig
 from rlhf.generation import Generated
 from rlhf.run_folder import read_records
+from tests.e2e.serving import serving
 
 HOSTILE = '<img src=x onerror="window.pwned=1">${window.pwned=2} {{constructor}} </script><script>pwned=3</script>'
 HOSTILE_PROMPT = "A <b>bold</b> prompt ${window.pwned=5} <iframe src='http://evil.example'></iframe>"
@@ -71,24 +71,8 @@ def saying(both: Chat, *texts: str) -> Chat:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Chat], str]]:
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(chat: Chat) -> str:
-        listener = socket.create_server(("127.0.0.1", 0))
-        app = chat_page.create(chat, ChatConfig(policy="x", seed=3))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        running.append((server, thread))
-        deadline = time.monotonic() + 120
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(timeout=20)
+    with ExitStack() as stack:
+        yield lambda chat: stack.enter_context(serving(chat_page.create(chat, ChatConfig(policy="x", seed=3))))
 
 
 @pytest.fixture

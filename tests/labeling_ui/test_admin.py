@@ -436,4 +436,4 @@ def test_what_is_downloaded(disputed: Store, admin: Admin, tmp_path: Path) -> No
     logged = [json.loads(line) for line in (tmp_path / EVENTS).read_text().splitlines()]
     assert [each["id"] for each in logged] == list(range(1, len(logged) + 1))
     assert all(one["hash"] == other["previous"] for one, other in pairwise(logged))
-    assert json.loads(logged[-2]["body"])["ranks"] == [1, 2, 3]
+    assert logged[-2]["body"]["ranks"] == [1, 2, 3]

@@ -21,22 +21,10 @@ from labeling_ui.person import Person
 from rlhf.schema import invites, payloads, sessions, users
 from rlhf.store import Store
 from rlhf.types import DataError
+from tests.labeling_ui.clock import Clock
 
 PASSWORD, OTHER = "correct horse battery", "another five words of mine"
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -124,7 +112,12 @@ def test_names_that_are_taken_or_have_ranked_are_not_given_away(accounts: Accoun
     accounts.store.add_completions("p", [Completion("x", "m", 0), Completion("y", "m", 1)])
     LabelService(accounts.store, Policy()).next_task("me")
     invite = accounts.invite("admin")
-    for name, says in (("anna", "taken"), ("me", "has ranked here before"), ("simulated-1", "simulated")):
+    for name, says in (
+        ("anna", "taken"),
+        ("me", "has ranked here before"),
+        ("simulated-1", "simulated"),
+        ("Simulated-2", "simulated"),
+    ):
         field, text = refused(lambda name=name: accounts.join(invite, name, OTHER))
         assert field == "name"
         assert says in text
@@ -327,6 +320,28 @@ def test_pausing_and_removing_the_password(accounts: Accounts, anna: auth.Login)
     for action in (accounts.pause, accounts.resume, accounts.remove_password):
         with pytest.raises(DataError, match="no account 'nobody'"):
             action("nobody")
+
+
+def test_an_older_invitation_does_not_let_back_in_who_was_shut_out(accounts: Accounts) -> None:
+    older, newer = (accounts.invite("annotator", "anna") for _ in range(2))
+    accounts.join(newer, "", PASSWORD)
+    accounts.remove_password("anna")
+    assert refused(lambda: accounts.join(older, "", OTHER))[0] == "form"
+
+
+def test_who_is_shut_out_while_changing_the_password_stays_out(
+    accounts: Accounts, anna: auth.Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = accounts._hashes.make
+
+    def slowly(password: str) -> str:
+        accounts.remove_password("anna")
+        return make(password)
+
+    monkeypatch.setattr(accounts._hashes, "make", slowly)
+    assert refused(lambda: accounts.change_password("anna", PASSWORD, OTHER))[0] == "old"
+    assert not accounts.people()[0].can_log_in
+    assert accounts.session(anna.token) is None
 
 
 def test_an_admin_is_one_who_can_log_in_or_join(accounts: Accounts) -> None:

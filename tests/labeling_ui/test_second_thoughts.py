@@ -14,21 +14,7 @@ from labeling_ui.service import LabelService, Task
 from rlhf.schema import drafts, rankings, users
 from rlhf.store import Store
 from rlhf.types import Completion, DataError
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.labeling_ui.clock import Clock
 
 
 @pytest.fixture

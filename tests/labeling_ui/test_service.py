@@ -18,19 +18,10 @@ from labeling_ui.service import LabelService, Progress, Said, Task
 from rlhf import schema
 from rlhf.store import Store
 from rlhf.types import Completion, DataError, Ranking
+from tests.labeling_ui.clock import Clock
 
 Make = Callable[..., LabelService]
 NUMBERS = count()
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -104,6 +104,8 @@ def test_soft_labels_asked_for_and_not_there(config, tmp_path):
     write_rankings(tmp_path / "hard.jsonl", [Ranking("p", ("a", "b"), (1, 2), "x")])
     with pytest.raises(ConfigError, match=r"give the soft_labels\.jsonl that `rlhf label` writes"):
         stage.run(replace(config, rankings=str(tmp_path / "hard.jsonl")))
+    with pytest.raises(ConfigError, match="once two annotators have ranked the same item"):
+        stage.run(replace(config, rankings=str(tmp_path / "none.jsonl")))
 
 
 def test_they_beat_the_majority_where_two_of_four_click_at_random():

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from rlhf import database
 from rlhf.store import Store, add_event
-from rlhf.types import Completion, ConfigError, DataError, Ranking
+from rlhf.types import Completion, ConfigError, DataError, Ranking, StoreError
 from rlhf.verification import verify
 
 A = Ranking("p", ("x", "y"), (1, 2), "ann", created_at="2026-01-01")
@@ -126,7 +126,7 @@ def test_a_row_that_another_process_holds_says_so(postgres_url: str, monkeypatch
 def test_writers_of_one_process_take_turns(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Store(store_url)) as store:
         monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
-        with store.write(), pytest.raises(DataError, match="is busy: nothing was saved"):
+        with store.write(), pytest.raises(StoreError, match="is busy: nothing was saved"):
             store.add_completions("p", TEXTS)
         assert store.add_completions("p", TEXTS) == 1
 

@@ -143,11 +143,41 @@ def test_an_open_reader_is_told_and_cleaning_later_helps(tmp_path: Path, monkeyp
         fill(store)
         with other.read() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM items")
-            with pytest.raises(DataError, match=r"is erased from .*, but traces may be left.*`rlhf data clean`"):
+            with pytest.raises(DataError, match=r"is now erased-.*, but traces may be left.*`rlhf data clean`"):
                 erase(store, NAME)
         assert NAME not in everything(store)
         clean(store)
     assert not any(form.encode() in path.read_bytes() for form in FORMS)
+
+
+def test_who_was_named_beside_somebody_erased_before_can_be_erased_too(store: Store) -> None:
+    with store.write() as connection:
+        add_event(connection, "joined", "root", role="admin", by="the command line")
+        add_event(connection, "paused", "carol", by="root")
+    erase(store, "root")
+    erase(store, "carol")
+    assert "carol" not in everything(store)
+    with store.read() as connection:
+        assert verify(connection).holds
+
+
+def test_a_name_that_is_a_word_of_ours_is_not_mistaken_for_it(store: Store) -> None:
+    with store.write() as connection:
+        add_event(connection, "joined", "admin", role="annotator", by="root")
+        add_event(connection, "joined", "bob", role="admin", by="root")
+    erase(store, "admin")
+    with store.read() as connection:
+        query = sa.select(schema.payloads.c.body).where(schema.payloads.c.annotator == "bob")
+        assert connection.scalars(query.order_by(schema.payloads.c.event_id)).all()[-1] is not None
+
+
+def test_whatever_an_imported_flag_says_is_erased(store: Store) -> None:
+    said = {"comment": "I am FLAGWORD", "ratings": {"helpful": [1, 2]}, "unclear": True, "marks": ["late"]}
+    store.import_rankings([replace(A, prompt="r", annotator="dora", flags=said)])
+    pseudonym = erase(store, "dora")
+    assert "FLAGWORD" not in everything(store)
+    (kept,) = store.rankings([pseudonym], late=True)
+    assert kept.flags == {"ratings": {"helpful": [1, 2]}, "unclear": True, "marks": ["late"]}
 
 
 def test_a_name_that_is_a_common_word_takes_nothing_else_away(store: Store) -> None:

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from rlhf import schema
 from rlhf.data import read_rankings
-from rlhf.store import Judgement, Store, add_event, add_ranking
+from rlhf.judgements import judgement_of
+from rlhf.store import Judgement, Store, add_event, add_ranking, insert, withdraw
 from rlhf.types import Completion, DataError, Ranking
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,40 @@ def test_a_changed_mind_supersedes_and_keeps_the_old_row(store: Store) -> None:
         rows = connection.execute(sa.select(schema.rankings).order_by(schema.rankings.c.version)).all()
     assert [(row.version, row.active, row.ranks) for row in rows] == [(1, False, [1, 2, 2]), (2, True, [3, 2, 1])]
     assert store.import_rankings([A]) == 0, "an old export does not bring an old mind back"
+
+
+OPEN = {
+    **{"item_id": 1, "annotator": A.annotator, "event": 1},
+    **{"presented_order": [2, 0, 1], "state": "open", "leased_until": 9.0},
+}
+"""An assignment as the page makes it."""
+
+
+def test_what_was_replaced_or_taken_back_on_the_page_does_not_come_back_with_an_old_export(store: Store) -> None:
+    store.add_completions(A.prompt, [Completion(text, "m", 0) for text in A.completions])
+    with store.write() as connection:
+        assignment = insert(connection, schema.assignments, OPEN)
+        add_ranking(connection, assignment, "first", judgement_of(A))
+    (exported,) = store.rankings()
+    with store.write() as connection:
+        add_ranking(connection, assignment, "second", Judgement((3, 2, 1)))
+    assert store.import_rankings([exported]) == 0
+    assert [each.ranks for each in store.rankings()] == [(3, 2, 1)]
+    with store.write() as connection:
+        withdraw(connection, assignment)
+    assert store.import_rankings([exported]) == 0
+    assert store.rankings() == []
+
+
+def test_an_import_leaves_the_order_in_which_a_page_shows_an_item(store: Store) -> None:
+    """A submit names places on the page; with another order behind them it would rank other completions."""
+    store.add_completions(A.prompt, [Completion(text, "m", 0) for text in A.completions])
+    with store.write() as connection:
+        insert(connection, schema.assignments, OPEN)
+    assert store.import_rankings([replace(A, presented_order=None)]) == 1
+    with store.read() as connection:
+        assert connection.scalar(sa.select(schema.assignments.c.presented_order)) == [2, 0, 1]
+    assert [each.presented_order for each in store.rankings()] == [None]
 
 
 def test_selection_by_annotator_and_round(store: Store) -> None:

@@ -21,7 +21,7 @@ CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
 
 plain = tiny.tokenizer(pad="<pad>")
 with_bos = tiny.tokenizer(pad="<pad>", bos="<s>")
-printable = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=20)
+printable = st.text(st.characters(codec="utf-8", exclude_characters="<\0"), max_size=20)
 
 
 def contract(tokenizer: Any, **limits: int) -> Contract:
@@ -133,6 +133,11 @@ def test_a_completion_that_is_too_long_loses_its_end_but_not_its_eos(completion:
 
 def test_spaces_before_punctuation_survive_decoding() -> None:
     assert text.decode_completion(plain, text.encode_completion(plain, "it is n't , no .")) == "it is n't , no ."
+
+
+def test_a_nul_that_a_model_writes_is_seen_as_what_it_is() -> None:
+    """PostgreSQL would refuse the whole round of samples for it."""
+    assert text.decode_completion(plain, [*plain("a\0b").input_ids, plain.eos_token_id]) == "a\ufffdb"
 
 
 # ---------------------------------------------------------------- pad

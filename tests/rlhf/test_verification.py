@@ -133,6 +133,12 @@ ITEMS = [
     ("UPDATE items SET round = 3 WHERE id = 1", "item 1 was changed"),
     ("UPDATE items SET key = 'k' WHERE id = 1", "item 1 was changed"),
     ("DELETE FROM completions WHERE item_id = 1 AND position = 2", "item 1 was changed"),
+    ("DELETE FROM items WHERE id = 1", "item 1 is missing"),
+    (
+        "INSERT INTO items (id, key, prompt_key, prompt, round) VALUES (9, 'k', 'k', '\"p\"', 0)",
+        "item 9 is not in the log",
+    ),
+    ("UPDATE assignments SET state = 'done' WHERE annotator = 'ann'", "came late, but its item says otherwise"),
 ]
 
 
