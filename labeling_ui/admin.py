@@ -26,7 +26,7 @@ from labeling_ui.places import Policy
 from labeling_ui.quality import gold_pairs, repeat_pairs
 from labeling_ui.raters import RaterModel, SoftLabel, fit_raters
 from labeling_ui.said import Tiers
-from rlhf.event_log import ERASED, FORGET
+from rlhf.event_log import ERASED, FORGET, head
 from rlhf.judgements import ADJUDICATION
 from rlhf.schema import assignments, events, rankings, users
 from rlhf.store import Store
@@ -119,6 +119,7 @@ class Admin:
         self._model = Kept[RaterModel](rest)
         self._together, self._people = Kept[Together](rest), Kept[People](rest)
         self._disputes = Kept[list[Dispute]](rest)
+        self._labels = Kept[Sequence[SoftLabel]](rest=0.0)
 
     def check(self, person: Person) -> None:
         """Raises PermissionError for whoever is no admin."""
@@ -153,9 +154,18 @@ class Admin:
             return {row.name: row.paused for row in rows}
 
     def labels(self, person: Person) -> Sequence[SoftLabel]:
-        """What all rankings of the round together say of every two completions, by the rater model."""
+        """What all rankings of the round together say of every two completions, by the rater model, as of now.
+
+        Of an adjudicated item its last word alone counts, as in training.
+        """
         self.check(person)
-        return self._fit().labels
+        with self.store.read() as connection:
+            version = head(connection)
+        return self._labels.get(version, self._labelled)
+
+    def _labelled(self) -> Sequence[SoftLabel]:
+        found = self.store.rankings(rounds=[self.policy.round], resolved=True)
+        return fit_raters(found, gold=gold_pairs(self.store)).labels
 
     # ------------------------------------------------------------------------------------------------ disputes
 

@@ -74,8 +74,9 @@ class Answers(Body):
     answers: list[int]
 
 
-class Nothing(Body):
-    """A body that says no more than its path."""
+class Undo(Body):
+    task: int | None = None
+    """What the page believes to be last, so that an undo that is sent again takes back nothing more."""
 
 
 def _person(request: Request) -> Person:
@@ -129,8 +130,8 @@ def _add_judging(app: FastAPI, service: LabelService) -> None:
         return {"skipped": said.task}
 
     @app.post("/api/v1/undo")
-    def undo(_said: Nothing | None = None, person: Person = ME) -> dict[str, Any]:
-        return {"task": service.undo(person.name)}
+    def undo(said: Undo | None = None, person: Person = ME) -> dict[str, Any]:
+        return {"task": service.undo(person.name, None if said is None else said.task)}
 
     @app.post("/api/v1/reopen")
     def reopen(said: TaskName, person: Person = ME) -> dict[str, Any]:

@@ -126,11 +126,16 @@ def _w(groups: Sequence[Sequence[Ranking]], tables: Sequence[Floats], draws: Flo
 
 
 def _rank_units(table: Floats, most: int) -> Floats:
-    """(K, categories) counts: the places, in halves, that each completion was given; ties share the mean of theirs."""
-    units = np.zeros((table.shape[1], 2 * most + 1))
-    for row in table:
-        ranked = np.flatnonzero(np.isfinite(row))
-        units[ranked, (2 * midranks(row[ranked])).astype(int)] += 1
+    """(K, categories) counts: the places, in halves, that each completion was given; ties share the mean of theirs.
+
+    Of those that all of them ranked: to set one aside would move those below it, and is no disagreement on them.
+    """
+    shared = table[:, np.isfinite(table).all(0)]
+    if shared.shape[1] < 2:
+        return np.zeros((0, 2 * most + 1))
+    units = np.zeros((shared.shape[1], 2 * most + 1))
+    for row in shared:
+        units[np.arange(len(row)), (2 * midranks(row)).astype(int)] += 1
     return units
 
 

@@ -33,6 +33,10 @@ Set aside what you cannot judge. Read all of them before you begin: their order 
 FINISHED = "Everything is ranked. Thank you! There is nothing left for you in this round; you can close the page."
 
 
+TOO_MANY = """This item has {count} completions, and this page was started when there were at most {slots}.
+Whoever runs this round has to start `rlhf label` again; what you have ranked is saved."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One turn of a conversation; a plain prompt is a turn of nobody."""
@@ -68,6 +72,8 @@ def build(service: LabelService, *, slots: int, criteria: Sequence[str] = (), gu
 
         def show(request: gr.Request) -> list[Any]:
             onboarding, state = _state(service, _annotator(request), criteria, turns)
+            if state["count"] > slots:
+                state |= _EMPTY | {"screen": "stopped", "message": TOO_MANY.format(count=state["count"], slots=slots)}
             texts = [*_padded([turn["text"] for turn in state["turns"]], turns), *_padded(state["texts"], slots)]
             return [state, onboarding.guidelines or guidelines, *(as_markdown(text, state["key"]) for text in texts)]
 
@@ -117,6 +123,7 @@ def _state(
         "criteria": list(criteria),
         "wordings": FLAGS,
         "progress": asdict(service.progress(annotator)),
+        "last": service.last(annotator),
         "guidelines": {"version": onboarding.version, "given": onboarding.guidelines is not None},
         "questions": [asdict(question) for question in onboarding.questions],
     }
@@ -147,6 +154,7 @@ def _task_state(task: Task, turns: int) -> dict[str, Any]:
         "texts": list(task.completions),
         "turns": [asdict(turn) for turn in _fitting(_conversation(task.prompt), turns)],
         "before": None if task.before is None else asdict(task.before),
+        "said_at": None if task.said_at is None else 1000 * task.said_at,
         "saved": task.draft,
     }
 

@@ -146,16 +146,27 @@ class LabelService:
 
     # ------------------------------------------------------------------------------------------------- second thoughts
 
-    def undo(self, annotator: str) -> int | None:
+    def last(self, annotator: str) -> int | None:
+        """The task that the annotator ranked or skipped last, and that `undo` would take back."""
+        with self.store.read() as connection:
+            found = assignment.closed(connection, annotator, self.policy, self._clock(), limit=1)
+        return found[0].id if found else None
+
+    def undo(self, annotator: str, task_id: int | None = None) -> int | None:
         """Take back the annotator's last submit or skip and return its task's id; None when there is none.
 
-        The task comes next; its ranking no longer counts but stays in the store. Raises DataError where it was
+        The task comes next; its ranking no longer counts but stays in the store. With `task_id` that task alone is
+        meant: once it is back, a second time changes nothing. Raises DataError where it is not the last one, was
         submitted too long ago, or skipped and taken by others.
         """
         now = self._clock()
         with self.store.write() as connection:
             self._admit(connection, annotator)
+            if task_id is not None and assignment.find(connection, task_id, annotator, self.policy).in_hand(now):
+                return task_id
             for last in assignment.closed(connection, annotator, self.policy, now, limit=1):
+                if task_id not in (None, last.id):
+                    raise Conflict("something else was ranked or skipped after this: reload the page to see it")
                 self._check_editable(connection, last, now)
                 if withdraw(connection, last.id):
                     assignment.take_back(connection, last, self.policy, now)

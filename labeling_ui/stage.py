@@ -120,8 +120,9 @@ def _conclude(store: Store, config: LabelConfig) -> LabelResult:
     rankings = store.rankings(rounds=[config.round])
     every = store.rankings(rounds=[config.round], late=True)
     output = Path(config.output)
-    write_rankings(output / RANKINGS, rankings)
-    write_labels(output / SOFT_LABELS, rankings, gold=quality.gold_pairs(store))
+    resolved = store.rankings(rounds=[config.round], resolved=True)  # for training; the numbers are of what they said
+    write_rankings(output / RANKINGS, resolved)
+    write_labels(output / SOFT_LABELS, resolved, gold=quality.gold_pairs(store))
     counts: dict[str, int] = {}
     for ranking in rankings:
         counts[ranking.annotator] = counts.get(ranking.annotator, 0) + 1

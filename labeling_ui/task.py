@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from labeling_ui import drafts
+from labeling_ui import drafts, history
 from labeling_ui.assignment import Assignment
 from labeling_ui.said import Said, as_said
 from rlhf.schema import completions, items, rankings
@@ -29,6 +29,8 @@ class Task:
     """The idempotency key under which this showing of the task is to be submitted."""
     before: Said | None = None
     """What the annotator has said of it: before an undo, or what stands until an edit is submitted."""
+    said_at: float | None = None
+    """Unix time of what stands; None where nothing does."""
     draft: dict[str, Any] | None = None
     """What the annotator had begun to say, as the page left it."""
 
@@ -42,6 +44,7 @@ def show(connection: sa.Connection, given: Assignment) -> Task:
         completions=texts,
         key=uuid.uuid4().hex,
         before=_said_before(connection, given),
+        said_at=history.saved_at(connection, given.id),
         draft=drafts.find(connection, given.id),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from rlhf.database import begin, refusing, shown, sqlite_path
+from rlhf.database import refusing, shown, sqlite_path
 from rlhf.migrations import beside, renumber, version
 from rlhf.schema import SCHEMA_VERSION, tables
 from rlhf.store import Store
@@ -157,6 +157,7 @@ def _restore_file(path: Path, target: Path, *, force: bool) -> str | None:
         raise DataError(f"there is a label store at {target}: --force moves it aside first, or name another --store")
     with _new_file(target) as temporary:
         _copy_file(path, temporary)
+        _to_disk(temporary)  # what may fail comes before the old store loses its name
         kept = _move_aside(target) if target.exists() else None
     return kept
 
@@ -180,7 +181,7 @@ def _move_aside(target: Path) -> str:
 def _restore_server(path: Path, store: str, *, force: bool) -> str | None:
     """The old tables go into a schema of their own: all in one transaction."""
     with closing(Store(store)) as target:
-        with refusing(store, "written"), _reading(path) as source, begin(target.engine, write=True) as connection:
+        with _reading(path) as source, target.write() as connection:  # others wait until it is done
             kept = None
             if any(connection.execute(sa.select(sa.literal(1)).select_from(each).limit(1)).first() for each in CONTENT):
                 if not force:

@@ -15,6 +15,7 @@ from contextlib import closing
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from rlhf.database import BUSY_SECONDS, shown, sqlite_path
 from rlhf.event_log import ERASED, RANKING, add_event
@@ -65,7 +66,7 @@ def clean(store: Store) -> None:
         try:
             with store.engine.connect() as connection:
                 connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"VACUUM FULL {everything}")
-        except sa.exc.DBAPIError as error:
+        except exc.DBAPIError as error:
             raise DataError(_unclean(store, " ".join(str(error.orig).split()))) from error
         return
     try:

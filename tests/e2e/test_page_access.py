@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.types import Completion
 from tests.e2e.page_shots import GUIDELINES, QUIZ
 from tests.e2e.page_world import Visit, ranks_by_text
 from tests.e2e.test_page import FILMS, Open, Serve
@@ -48,6 +49,30 @@ def drag_by_touch(me: Visit, letter: str, row: str | int) -> None:
         y = start["y"] + (end["y"] + end["height"] / 2 - start["y"]) * step / 5
         send("touchMove", {"x": start["x"] + 30, "y": y})
     send("touchEnd")
+
+
+def test_digits_are_typed_on_keyboards_that_write_other_signs_there(site: Serve, visit: Open) -> None:
+    """French: & for 1 and - for 6; 1 with shift. Nothing is set aside or tied by mistake."""
+    me = visit(site(("p", ["x", "y", "z", "u", "v", "w"])))
+    for key, digit, shift in (("&", 1, False), ("-", 6, False), ("2", 2, True)):
+        event = {"key": key, "code": f"Digit{digit}", "shiftKey": shift, "bubbles": True}
+        me.page.evaluate("what => document.body.dispatchEvent(new KeyboardEvent('keydown', what))", event)
+    rows = me.rows()
+    assert (rows["0"], rows["5"], rows["1"], rows["aside"]) == (["A"], ["B"], ["C"], [])
+
+
+def test_an_item_with_more_completions_than_the_page_has_room_for_is_not_ranked_unseen(
+    site: Serve, visit: Open
+) -> None:
+    where = site(("p", ["x", "y"]))
+    me = visit(where)
+    where.store.add_completions("q", [Completion(text, "m", 0) for text in "xyz"])
+    me.put("A", 1)
+    me.put("B", 2)
+    me.submit()
+    me.ready("stopped")
+    assert "This item has 3 completions" in me.page.locator("#message").inner_text()
+    assert "start `rlhf label` again" in me.page.locator("#message").inner_text()
 
 
 def test_a_finger_drags_letters_to_ranks(site: Serve, visit: Open) -> None:

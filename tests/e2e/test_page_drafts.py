@@ -195,6 +195,95 @@ def test_an_ended_session_keeps_the_draft_and_goes_on_after_a_login(annotator: C
     assert ranks_by_text(ranking) == {shown["A"]: 1, shown["B"]: 2}
 
 
+def test_what_was_changed_after_the_session_ended_is_not_overtaken_by_what_was_refused(
+    annotator: Callable[..., Any],
+) -> None:
+    where, me = annotator(*TWO)
+    shown = me.written()
+    me.put("A", 1)
+    me.put("B", 2)
+    me.draft_saved()
+    end_sessions(where)
+    me.page.locator(".submit").click()
+    me.shows("Your session has ended", ".trouble span")
+    me.put("A", 2)
+    me.put("B", 1)
+    with me.page.context.expect_page() as entrance:
+        me.page.get_by_role("link", name="Log in in a new tab").click()
+    log_in(entrance.value)
+    entrance.value.wait_for_selector('body[data-screen="rank"]')
+    entrance.value.close()
+    me.page.evaluate("dispatchEvent(new Event('focus'))")
+    me.draft_saved()
+    assert where.rankings_ever_saved() == 0
+    me.submit()
+    me.progress("1 ranked · 1 to go")
+    (ranking,) = where.store.rankings()
+    assert ranks_by_text(ranking) == {shown["A"]: 2, shown["B"]: 1}
+
+
+def test_a_refused_undo_leaves_the_item_in_hand_alone(site: Serve, visit: Open) -> None:
+    where = site(*TWO)
+    me = visit(where)
+    me.press("Shift+S")
+    me.progress("0 ranked")
+    me.page.wait_for_function("document.querySelector('.status').textContent === 'Skipped'")
+    others = where.service.next_task("you")
+    assert others is not None
+    where.service.submit("you", others.id, others.key, [[0], [1]])
+    me.put("A", 1)
+    me.press("Shift+U")
+    me.shows("others have taken what you skipped")
+    me.put("B", 2)
+    me.submit()
+    me.ready("finished")
+
+
+def test_a_draft_that_comes_late_says_nothing_about_the_next_item(site: Serve, visit: Open) -> None:
+    """A draft on its way, another that waits for it, and a submit in between."""
+    where = site(*TWO)
+    me = visit(where)
+    held: list[Any] = []
+    me.page.route("**/api/v1/draft", lambda route: held.append(route))
+    me.put("A", 1)
+    me.page.wait_for_timeout(2000)
+    me.put("B", 2)
+    me.page.wait_for_timeout(2000)
+    me.page.locator(".submit").click()
+    held[0].continue_()
+    me.progress("1 ranked · 1 to go")
+    for late in held[1:]:
+        late.continue_()
+    me.page.wait_for_timeout(1000)
+    assert me.page.locator(".trouble").is_hidden()
+    me.put("A", 1)
+    me.put("B", 2)
+    me.submit()
+    me.ready("finished")
+    assert me.problems == []
+
+
+def test_an_edit_that_was_broken_off_does_not_come_back_as_a_draft(site: Serve, visit: Open) -> None:
+    where = site(*TWO)
+    me = visit(where)
+    me.put("A", 1)
+    me.put("B", 2)
+    me.submit()
+    me.progress("1 ranked")
+    for change in (True, False):
+        me.press("r")
+        me.page.get_by_role("button", name="Change").first.click()
+        me.shows("Here it is again")
+        me.page.wait_for_function("document.querySelector('.rank-row[data-row=\"0\"] .chip') !== null")
+        assert me.rows()["0"] == ["A"]
+        if change:
+            me.put("A", 2)
+            me.put("B", 1)
+            me.draft_saved()
+            me.press("Shift+S")
+            me.progress("1 ranked")
+
+
 def test_a_paused_annotator_reads_why(annotator: Callable[..., Any]) -> None:
     where, me = annotator(*TWO)
     Accounts(where.store).pause("ann")

@@ -249,14 +249,14 @@ def test_dear_numbers_are_computed_once_for_each_state_of_the_store(
     store.import_rankings([ranking("p", who, (1, 2, 3)) for who in ("anna", "bert")])
     for _ in range(3):
         admin.people(ROOT), admin.disputed(ROOT), admin.labels(ROOT)
-    assert len(calls) == 1
+    assert len(calls) == 2  # one for the numbers; the labels also heed adjudications
     shown = admin.case(ROOT, 1)
     admin.adjudicate(ROOT, 1, shown.key, [[0], [1], [2]])
     admin.people(ROOT)
-    assert len(calls) == 1  # adjudications are no annotator's
+    assert len(calls) == 2  # adjudications are no annotator's
     store.import_rankings([ranking("p", "chen", (1, 2, 3))])
     assert [each.name for each in admin.people(ROOT).reports] == ["anna", "bert", "chen"]
-    assert len(calls) == 2
+    assert len(calls) == 3
     with store.write() as connection:
         withdraw(connection, 1)
     assert len(admin.people(ROOT).reports) == 2
@@ -430,6 +430,8 @@ def test_what_is_downloaded(disputed: Store, admin: Admin, tmp_path: Path) -> No
     pairs = [json.loads(line) for line in (tmp_path / PREFERENCES).read_text().splitlines()]
     assert len(pairs) == 4
     (only,) = [pair for pair in pairs if pair["prompt"] == "q"]
+    last_word = {("a", "b"), ("a", "c"), ("b", "c")}
+    assert {(pair["chosen"], pair["rejected"]) for pair in pairs if pair["prompt"] != "q"} == last_word
     assert (only["chosen"], only["rejected"]) == ("a", "b")
     assert 0.5 < only["probability"] < 1
     assert 0 < only["weight"] < 1

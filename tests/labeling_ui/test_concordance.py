@@ -58,6 +58,12 @@ def test_alpha_of_ranks_is_the_librarys_on_midranks() -> None:
     assert found.pairs == 80
 
 
+def test_setting_a_completion_aside_is_no_disagreement_on_the_others() -> None:
+    """Both prefer the second to the third; that one of them gives the first no place moves neither."""
+    agreed = [said("x", 1, 2, 3, prompt=p) for p in "pq"] + [said("y", None, 1, 2, prompt=p) for p in "pq"]
+    assert concordance(agreed).alpha_ranks.value == pytest.approx(1)
+
+
 def test_alpha_of_pairs_is_the_librarys_whichever_way_the_completions_stand() -> None:
     rankings = noisy(20)
     found = concordance(rankings).alpha_pairs

@@ -174,6 +174,23 @@ def test_an_undone_item_keeps_its_place_for_a_lease(service: LabelService, clock
     assert take(service, "d").prompt in {f"prompt {n}" for n in range(3)}
 
 
+def test_an_undo_that_is_sent_again_takes_back_nothing_more(service: LabelService) -> None:
+    """The answer to the first one was lost on the way, and the page cannot know."""
+    first = take(service)
+    submit(service, first)
+    second = take(service)
+    submit(service, second)
+    assert service.last("me") == second.id
+    assert [service.undo("me", second.id) for _ in range(3)] == [second.id] * 3
+    assert len(service.store.rankings()) == 1
+    assert service.last("me") == first.id
+    submit(service, take(service))
+    with pytest.raises(DataError, match="something else was ranked or skipped after this"):
+        service.undo("me", first.id)
+    with pytest.raises(DataError, match="not given to 'you'"):
+        service.undo("you", first.id)
+
+
 def test_what_was_skipped_comes_back_only_when_asked_for(service: LabelService) -> None:
     tasks = []
     for _ in range(3):

@@ -10,6 +10,7 @@ export class Drafts {
   #timer = null;
   #sending = null;
   #unsent = null;
+  #held = false;     // nothing is sent: something else is on its way that must not be overtaken
   #report;
 
   // `report(state, error)`: "unsent", "saved" or "failed".
@@ -22,9 +23,10 @@ export class Drafts {
     clearTimeout(this.#timer);
     this.#task = task.id;
     this.#unsent = null;
+    this.#held = false;
     this.#name = `rlhf-draft:${person}:${task.draft}`;
     const [here, there] = [this.#read(), task.saved];
-    if (here && (!there || here.at > there.at)) {
+    if (here && !(here.at <= task.said_at) && (!there || here.at > there.at)) {
       this.#later(here);
       return here;
     }
@@ -59,19 +61,21 @@ export class Drafts {
     clearTimeout(this.#timer);
     await this.#sending;
     const draft = this.#unsent;
-    if (draft === null) return;
+    if (draft === null || this.#held) return;
     this.#sending = this.#send(draft, options);
     await this.#sending;
   }
 
-  // Waits for a draft under way, so that it cannot arrive after what is done next.
+  // Waits for a draft under way and sends no other, so that none can arrive after what is done next.
   async settle() {
     clearTimeout(this.#timer);
+    this.#held = true;
     await this.#sending;
   }
 
   // Goes on after `settle`, where what came next failed.
   resume() {
+    this.#held = false;
     if (this.#unsent !== null) this.#later(this.#unsent);
   }
 
@@ -89,14 +93,15 @@ export class Drafts {
   }
 
   async #send(draft, options) {
+    const task = this.#task;
     try {
-      await ask("draft", { task: this.#task, body: draft }, { attempts: 2, ...options });
+      await ask("draft", { task, body: draft }, { attempts: 2, ...options });
       if (this.#unsent === draft) {
         this.#unsent = null;
         this.#report("saved");
       }
     } catch (error) {
-      this.#report("failed", error);
+      if (task === this.#task) this.#report("failed", error);  // of an item that is gone from the page it is no news
     }
   }
 

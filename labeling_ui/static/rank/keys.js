@@ -6,8 +6,11 @@ import { dialogOpen, guidelinesOpen, showGuidelines } from "./dialogs.js";
 
 const NEED_SHIFT = ["S", "U"];
 
-// The letter or digit on the key, whatever alphabet the keyboard writes.
+// The letter or digit on the key, whatever alphabet the keyboard writes. The row of digits writes other signs on many
+// keyboards (French, Czech), unless shift is held.
 function character(event) {
+  const digit = /^Digit(\d)$/.exec(event.code);
+  if (digit && !event.shiftKey) return digit[1];
   if (/^[\x20-\x7e]$/.test(event.key)) return event.key.toUpperCase();
   const physical = /^(?:Key([A-Z])|(?:Digit|Numpad)(\d))$/.exec(event.code);
   return physical && event.key.length === 1 ? physical[1] ?? physical[2] : event.key;
@@ -34,7 +37,8 @@ function onKey(event, commands) {
   const slot = key.length === 1 ? LETTERS.indexOf(key) : -1;
   const isCard = slot >= 0 && slot < board.count;
   if (commands[key] && (event.shiftKey || !(isCard || NEED_SHIFT.includes(key)))) return run(commands[key]);
-  if (event.shiftKey || board.locked) return key === "+" || key === "=" ? run(tieWithLast) : false;
+  const digit = /^[0-9]$/.test(key);
+  if ((event.shiftKey && !digit) || board.locked) return key === "+" || key === "=" ? run(tieWithLast) : false;
   if (isCard) return pickCard(slot);
   if (/^[1-9]$/.test(key)) return Number(key) <= board.count && run(() => move(nextCard(), Number(key) - 1));
   if (key === "0" || key === "-") return run(() => move(nextCard(), ASIDE));

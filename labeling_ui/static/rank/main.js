@@ -55,6 +55,8 @@ function adopt() {
   const value = gradio.props.value;
   if (!value || value.person === undefined) return;
   clearTimeout(waiting);
+  if (elsewhere) hideTrouble();
+  retry = null;
   const other = !task || value.draft !== task.draft;
   task = value;
   busy = elsewhere = false;
@@ -118,6 +120,7 @@ function lookedAt() {
 
 function edited() {
   say("");
+  retry = null;  // what was refused is no longer what is said
   drafts.keep({ places: [...board.places], ratings: rated(), seconds: Math.round(lookedAt()), ...notesSaid() });
   draw();
 }
@@ -165,20 +168,23 @@ async function act(name, what, done) {
     asking = false;
     hideTrouble();
     ended = false;
+    retry = null;
     say(done(answer), "good");
     next();
   } catch (error) {
     busy = asking = false;
     drafts.resume();
-    failed(error, () => act(name, what, done));
+    failed(name, error, () => act(name, what, done));
     draw();
   }
 }
 
-function failed(error, again) {
-  if (error instanceof Refused && error.status === 401) return sessionEnded(again);
-  if (error instanceof Refused && error.status === 409) return goneElsewhere(error.message);
-  say(`Not saved: ${error instanceof Refused ? error.message : "the server does not answer"}. Your ranking is still here; try again.`, "bad");
+function failed(name, error, again) {
+  const refused = error instanceof Refused;
+  if (refused && error.status === 401) return sessionEnded(again);
+  if (refused && error.status === 409) return name === "submit" ? goneElsewhere(error.message) : say(error.message, "bad");
+  say(refused ? `Not saved: ${error.message}. Your ranking is still here; try again.`
+    : "Not saved, as far as this page knows: the server does not answer. Your ranking is still here; try again.", "bad");
 }
 
 function submit() {
@@ -191,12 +197,17 @@ function submit() {
 }
 
 function skip() {
-  if (working() && !elsewhere) act("skip", { task: task.id }, () => { tellTabs(); return "Skipped"; });
+  if (!working() || elsewhere) return;
+  act("skip", { task: task.id }, () => {
+    if (task.before) drafts.drop();  // an edit was broken off: what was said before stands
+    tellTabs();
+    return "Skipped";
+  });
 }
 
 function undo() {
   if (task && task.progress.ranked + task.progress.skipped > 0) {
-    act("undo", {}, (answer) => (answer.task === null ? "There is nothing to undo" : "Taken back: change it and submit again"));
+    act("undo", { task: task.last }, (answer) => (answer.task === null ? "There is nothing to undo" : "Taken back: change it and submit again"));
   }
 }
 
