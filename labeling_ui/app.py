@@ -49,7 +49,8 @@ def create(
         _add_admin(app, admin, config, site, accounts)
     app.mount("/page", StaticFiles(directory=rank_view.STATIC))
     page = rank_view.build(service, slots=slots, criteria=config.criteria)
-    return loopback.mount(app, page, head=rank_view.head() + head(accounts), data=_data(config))
+    style = (rank_view.STATIC / "rank.css").read_text(encoding="utf-8")
+    return loopback.mount(app, page, head=f"<style>{style}</style>{head(accounts)}", data=_data(config))
 
 
 def _add_admin(app: FastAPI, admin: Admin, config: LabelConfig, site: Site, accounts: Accounts | None) -> None:
@@ -60,9 +61,10 @@ def _add_admin(app: FastAPI, admin: Admin, config: LabelConfig, site: Site, acco
 
 
 def _application(site: Site, config: LabelConfig, accounts: Accounts | None, limits: Limits | None) -> FastAPI:
+    first = (rank_view.STATIC / "rank" / "patience.js").read_text(encoding="utf-8")
     if accounts is None:
-        return loopback.application(site=site, doors=ALONE, person=Person(config.annotator, "admin"))
-    return loopback.application(site=site, doors=TOGETHER, accounts=accounts, limits=limits)
+        return loopback.application(site=site, doors=ALONE, first=first, person=Person(config.annotator, "admin"))
+    return loopback.application(site=site, doors=TOGETHER, first=first, accounts=accounts, limits=limits)
 
 
 def head(accounts: Accounts | None) -> str:

@@ -16,6 +16,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from gradio.themes import Soft
 
 from labeling_ui.doors import OTHER, Doors
+from labeling_ui.first_script import FirstScript
 from labeling_ui.gate import Gate
 from labeling_ui.person import PERSON, Person, Role
 from labeling_ui.site import HERE, LOOPBACK, Site
@@ -37,11 +38,16 @@ def check_host(host: str) -> None:
         )
 
 
-def application(*, site: Site = HERE, doors: Doors = OTHER, **gate: Any) -> FastAPI:
-    """An application without routes behind a gate; by default one for whoever sits at this machine."""
+def application(*, site: Site = HERE, doors: Doors = OTHER, first: str | None = None, **gate: Any) -> FastAPI:
+    """An application without routes behind a gate; by default one for whoever sits at this machine.
+
+    `first` is a script that its page at the root runs before all others.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     # With a CORS middleware on the parent, Gradio adds none of its own, which reflects any origin.
     app.add_middleware(CORSMiddleware, allow_origins=[], allow_methods=["GET", "POST"])
+    if first is not None:
+        app.add_middleware(FirstScript, script=first)
     app.add_middleware(Gate, site=site, doors=doors, **(gate or {"person": Person("me", "annotator")}))
     return app
 

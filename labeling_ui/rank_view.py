@@ -84,12 +84,6 @@ def build(service: LabelService, *, slots: int, criteria: Sequence[str] = (), gu
     return page.queue(api_open=False)
 
 
-def head() -> str:
-    """What the page needs in its head: how it looks, and a reload where nothing comes."""
-    style, patience = ((STATIC / name).read_text(encoding="utf-8") for name in ("rank.css", "rank/patience.js"))
-    return f"<style>{style}</style><script>{patience}</script>"
-
-
 def _annotator(request: gr.Request) -> str:
     """Whom the gate let in. Raises PermissionError."""
     return person_of(request.request.scope if request.request else {}).name

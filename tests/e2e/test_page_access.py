@@ -196,7 +196,7 @@ def test_ten_items_are_ranked_from_the_first_screen_alone(site: Serve, visit: Op
     assert me.problems == []
 
 
-@pytest.mark.parametrize("lost", ["gradio_api/run", "page/rank/main.js", "assets/HTML-"])
+@pytest.mark.parametrize("lost", ["gradio_api/run", "page/rank/main.js", "assets/HTML-", "assets/index-"])
 def test_a_page_of_which_something_was_lost_loads_again(site: Serve, visit: Open, lost: str) -> None:
     me = visit(site(*FILMS))
     losses: list[str] = []

@@ -70,6 +70,17 @@ def accounts(service: LabelService) -> Accounts:
     return Accounts(service.store, hashes=Hashes(PasswordHasher(1, 8, 1)))
 
 
+def test_what_loads_a_page_again_comes_before_all_that_may_be_lost(visitor: TestClient) -> None:
+    answer = visitor.get("/")
+    script = (app.rank_view.STATIC / "rank" / "patience.js").read_text(encoding="utf-8")
+    assert answer.text.count(script) == 1
+    assert answer.text.index(script) < answer.text.index("<meta")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert script not in visitor.get("/gradio_api/info").text
+    assert visitor.head("/").status_code in (200, 405)
+    assert visitor.get("/page/rank/patience.js").text == script
+
+
 @pytest.fixture
 def public(service: LabelService, accounts: Accounts) -> Iterator[TestClient]:
     """The application behind TLS, with accounts; nobody is logged in, and redirects are not followed."""

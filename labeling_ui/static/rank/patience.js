@@ -1,5 +1,5 @@
-// In the head of the ranking page, before anything else of it. Now and then Gradio leaves a component unstarted, or an
-// answer is lost on the way; then there is nothing on the page yet that a reload could lose.
+// The first script of the ranking page. A script or an answer may be lost on the way; then nothing comes, and there is
+// nothing on the page yet that a reload could lose.
 (() => {
   const FIRST = 10000, TRIES = 3;  // ms; twice as long each time, so that a slow network gets its time
   const name = "rlhf-reloads", tries = Number(sessionStorage.getItem(name) ?? 0);
