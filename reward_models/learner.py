@@ -60,6 +60,7 @@ class Learner:
         self.states = states
         self.dtype = models.compute_dtype(config.precision, next(classifier.parameters()).device)
         self.objective = objective(config, rankings)
+        self.soft = any(each.soft for each in rankings)  # of the whole training, not of a micro-batch
         self.weights = models.trainable_parameters(classifier)
         self.total = max(round(config.epochs * len(rankings)), 1)
         self.steps = math.ceil(self.total / config.batch_size)
@@ -99,7 +100,7 @@ class Learner:
 
     def _losses(self, scores: Tensor, ranks: Tensor, soft: Sequence[SoftPairs]) -> Tensor:
         """(B,): the objective, or where labels are soft their cross-entropy. All of a training are of one kind."""
-        if not any(soft):
+        if not self.soft:
             return self.objective(scores, ranks)
         probability, weight = soft_targets(soft, scores)
         centering = self.config.center_coef * centering_loss(scores, ranks)

@@ -104,7 +104,7 @@ def _stage(name: str, arguments: list[str]) -> None:
     for flag in ("--accounts", "--insecure_http") if name == "label" else ():
         arguments = _spelt_out(arguments, flag)
     parsed, _ = settings.parse(STAGES[name][0], arguments, command=name)
-    pipeline.run_stage(name, parsed)
+    pipeline.run_alone(name, parsed)
 
 
 def _run(arguments: list[str]) -> None:

@@ -110,7 +110,7 @@ def run(config: EvaluateConfig, *, load_reward: Callable[[str, Contract], Reward
             f"{policy_source} and {baseline_source} have different tokenizers, so no KL can be taken between them: "
             f"give a --baseline that the policy was trained from"
         )
-    policy, baseline = (models.load_policy(s, tokenizer).to(models.device()) for s in (policy_source, baseline_source))
+    policy, baseline = (models.load_policy(source, tokenizer) for source in (policy_source, baseline_source))
     ids, _ = text.encode_prompts(tokenizer, prompts, max_tokens=config.max_prompt_tokens)
     models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
     limits = {"max_prompt_tokens": config.max_prompt_tokens, "max_completion_tokens": config.max_completion_tokens}
@@ -179,7 +179,11 @@ SAMPLE_COLUMNS = (
 
 
 class _Drawer:
-    """Draws and scores `count` completions of every prompt from one policy, in chunks, with the same random numbers."""
+    """Draws and scores `count` completions of every prompt from one policy, in chunks.
+
+    Row i of every policy is drawn with the same random numbers: with as many samples of each, the two answers to a
+    prompt are coupled, and a policy draws with itself. With more samples of one, they are as good as independent.
+    """
 
     def __init__(
         self,
@@ -227,8 +231,8 @@ def _kl(
     ).to(where)
     micro_batches = partition(sequences, max(1, config.batch_size // 4))
     logprobs, ref_logprobs = (
-        measure(ActorCritic(m, None, temperature=config.temperature, dtype=dtype), sequences, micro_batches).logprobs
-        for m in (policy, baseline)
+        measure(ActorCritic(each, None, temperature=config.temperature, dtype=dtype), sequences, micro_batches).logprobs
+        for each in (policy.to(where), baseline.to(where))
     )
     return ops.kl_k1(logprobs, ref_logprobs).sum(1).double().cpu().numpy()
 

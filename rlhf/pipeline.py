@@ -100,13 +100,25 @@ def _chosen(start: str | None, stop: str | None, only: str | None) -> Sequence[s
     return STAGES[first : last + 1]
 
 
-def run_stage(name: str, config: Any) -> None:
-    """Do one stage's work, whatever was done before."""
+MADE_FROM_SETTINGS = ("sft", "reward", "ppo", "evaluate")
+"""Stages of which all that counts is in their folder; samples and rankings are in the store."""
+
+
+def run_alone(name: str, config: Any) -> None:
+    """One stage by hand. What `rlhf run` noted of its folder is then no longer true of it: it will do it again."""
+    run_stage(name, config, by_hand=True)
+
+
+def run_stage(name: str, config: Any, *, by_hand: bool = False) -> None:
+    """Do one stage's work, or go on with it. Raises UserError for checkpoints of another training in its folder."""
     quiet()
     keep_freed_memory()
     with _alone(name, config):
         with stop_request():  # a library that is being imported may swallow Ctrl-C
             work = import_module(MODULES[name]).run
+        if by_hand and name in MADE_FROM_SETTINGS and is_main_process():
+            for mark in (DONE, STARTED):
+                (Path(config.output) / mark).unlink(missing_ok=True)
         if name in ("ppo", "evaluate"):
             work(config, load_reward=partial(load_reward, precision=config.precision))
         else:

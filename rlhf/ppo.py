@@ -24,6 +24,7 @@ from rlhf.contract import load as load_contract
 from rlhf.generation.plain import PlainEngine
 from rlhf.kl_control import AdaptiveKL, FixedKL, KLController
 from rlhf.learner import Learner
+from rlhf.origin import check_origin, origin_of
 from rlhf.progress import progress, say
 from rlhf.report_data import Fact, ReportData, write_report_data
 from rlhf.rollout import Rollout, Shaping, collect
@@ -64,14 +65,15 @@ def train(
 ) -> PPOResult:
     """Optimise `policy` (its trainable weights) against `reward` on `prompts`, and write the run to `config.output`.
 
-    `policy` is also the reference: a frozen copy is taken at the start. `value=None` makes a new value head on the
-    policy's trunk, or none at all with `extras.rloo_samples`. An interrupted run goes on from its last checkpoint, and
-    ends as if it had never stopped. SIGTERM and Ctrl-C let the step finish, save, and raise Stopped. Raises UserError
-    for prompts, rewards or weights that cannot be used.
+    `policy` is also the reference: a frozen copy is taken at the start, so give it as it was then. `value=None` makes a
+    new value head on the policy's trunk, or none at all with `extras.rloo_samples`. An interrupted run goes on from its
+    last checkpoint and ends as if it had never stopped. SIGTERM and Ctrl-C let the step finish, save and raise Stopped.
+    Raises UserError for prompts, rewards or weights that cannot be used, and for checkpoints of another training.
     """
     folder, steps = Path(config.output), config.total_episodes // config.batch_size
     task = _Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
     saved = checkpoint.latest(folder / "checkpoints")
+    check_origin(saved.numbers().get("origin") if saved else None, task.origin, folder / "checkpoints")
     state = task.learner.restore(saved) if saved else {"step": 0, "kl_coef": config.kl_coef, "running": {}}
     kl_controller = _kl_controller(config, state["kl_coef"])
     metrics, running = state.get("metrics", {}), state["running"]
@@ -108,7 +110,7 @@ def train(
                 task.learner.save(
                     folder / "checkpoints",
                     step + 1,
-                    {"kl_coef": kl_controller.value, "running": running, "metrics": metrics},
+                    {"kl_coef": kl_controller.value, "running": running, "metrics": metrics, "origin": task.origin},
                 )
             if stopping:
                 raise Stopped(f"step {step + 1} of {steps} is saved: run it again to go on", stop.signum or SIGTERM)
@@ -161,6 +163,7 @@ class _Task:
             batch_size=config.rollout_batch_size,
             own_copy=device if sharded else None,
         )
+        self.origin = origin_of(config, ids, policy)
         ref_policy = models.frozen_copy(policy)
         self.trunk = None if sharded else Trunk.of(policy, dtype)
         shares = self.trunk is not None and isinstance(reward, TrunkReward) and reward.on_trunk(self.contract)

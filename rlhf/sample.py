@@ -83,7 +83,7 @@ def choose_prompts(
 def plain_engine(policy: Any, tokenizer: Any, *, precision: Any, batch_size: int) -> PlainEngine:
     """The plain engine for a policy that stays as it is."""
     return PlainEngine(
-        policy,
+        policy.to(models.device()),
         eos_token_ids=models.eos_token_ids(policy, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         dtype=models.compute_dtype(precision, models.device()),

@@ -18,13 +18,18 @@ from rlhf import checkpoint, data, models, text
 from rlhf.checkpoint import Checkpoint, seed_of
 from rlhf.config import SFTConfig, needed
 from rlhf.generation.plain import PlainEngine
+from rlhf.origin import Origin, check_origin, origin_of
 from rlhf.progress import Bar, progress, say
 from rlhf.report_data import ReportData, write_report_data
+from rlhf.run_folder import read_json, write_json
 from rlhf.tracking import Tracker
 from rlhf.types import DataError, Demonstration, prompt_text
 
 MOST_HELD_OUT = 256
 """Demonstrations that the held-out loss is measured on: more would take longer than it would tell."""
+
+ORIGIN = "origin.json"
+"""In each of the trainer's checkpoints: which training it belongs to."""
 
 IGNORED = -100
 """Label of a token without loss, in every Hugging Face model."""
@@ -82,7 +87,9 @@ def train(
     steps = _steps(config, len(rows))
     last = _last_checkpoint(folder / "checkpoints")
     done = int(last.name.split("-")[-1]) if last else 0
+    origin = origin_of(config, rows)
     if last:
+        check_origin(read_json(last / ORIGIN), origin, folder / "checkpoints")
         checkpoint.remove_others(last)
     with (
         Tracker(
@@ -96,7 +103,7 @@ def train(
             train_dataset=_dataset(rows),
             eval_dataset=_dataset(held_out_rows[:MOST_HELD_OUT]) if held_out_rows else None,
             processing_class=tokenizer,
-            callbacks=[_reporter(tracker, bar), _sealer()],
+            callbacks=[_reporter(tracker, bar), _sealer(origin)],
         )
         trainer.remove_callback(PrinterCallback)  # our progress line says it
         try:
@@ -143,12 +150,15 @@ def _arguments(config: SFTConfig, steps: int) -> Any:
     from trl.trainer.sft_config import SFTConfig as Arguments
 
     where = models.device()
+    # the trainer knows whole micro-batches only
+    fitting = range(1, min(config.micro_batch_size, config.batch_size) + 1)
+    micro_batch_size = max(size for size in fitting if config.batch_size % size == 0)
     return Arguments(
         output_dir=str(Path(config.output) / "checkpoints"),
         max_steps=steps,
-        per_device_train_batch_size=config.micro_batch_size,
+        per_device_train_batch_size=micro_batch_size,
         per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=max(1, config.batch_size // config.micro_batch_size),
+        gradient_accumulation_steps=config.batch_size // micro_batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=round(config.warmup_share * steps),
@@ -220,14 +230,18 @@ def _discard_unsealed(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _sealer() -> Any:
-    """A trainer callback that seals each checkpoint once it is written, and only then removes the older ones."""
+def _sealer(origin: Origin) -> Any:
+    """A trainer callback that seals each checkpoint once it is written, and only then removes the older ones.
+
+    Beside the trainer's files it says which training it belongs to.
+    """
     from transformers import TrainerCallback
 
     class Sealer(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
                 written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                write_json(written / ORIGIN, origin)
                 checkpoint.seal(written)
                 checkpoint.remove_others(written)
 

@@ -141,7 +141,8 @@ def test_the_numbers_shown_do_not_tell_what_was_hidden(service: LabelService) ->
 
 
 def test_nothing_in_a_task_tells_its_kind(service: LabelService) -> None:
-    assert {field.name for field in fields(Task)} == {"id", "prompt", "completions", "key", "before", "draft"}
+    of_ones_own = {"before", "said_at", "draft"}
+    assert {field.name for field in fields(Task)} == {"id", "prompt", "completions", "key", *of_ones_own}
     tasks = rank(service, "a")
     assert [task.id for task in tasks] == sorted(task.id for task in tasks), "numbers rise, whatever comes"
     assert len({len(task.key) for task in tasks}) == 1

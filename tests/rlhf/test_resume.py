@@ -260,7 +260,7 @@ def test_outside_the_main_thread_nothing_is_noted_and_nothing_breaks() -> None:
 def test_the_command_line_says_how_to_go_on(
     signum: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stage(*_: Any) -> None:
+    def stage(*_: Any, **__: Any) -> None:
         raise Stopped("step 3 of 5 is saved: run it again to go on", signum)
 
     monkeypatch.setattr(pipeline, "run_stage", stage)
