@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from rlhf.data import prompt_key
-from rlhf.statistics import Estimate, bootstrap_mean, ceiling, expected_calibration_error, pair_accuracy
+from rlhf.statistics import Estimate, ceiling, expected_calibration_error, pair_accuracy, win_rate
 from rlhf.types import Ranking
 
 LEAST_GAIN = 0.03
@@ -121,7 +121,7 @@ def evaluate(
         pairs=int(decided.sum()),
         ties=int((~decided).sum()),
         accuracy=accuracy(margins),
-        accuracy_ties_half=bootstrap_mean(half, prompts, seed=seed, resamples=resamples),
+        accuracy_ties_half=win_rate(half, prompts, seed=seed, resamples=resamples),
         longer_wins=accuracy(longer),
         ece=expected_calibration_error(1 / (1 + np.exp(-np.abs(signed))), right),
         margin=float(signed.mean()),

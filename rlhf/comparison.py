@@ -83,8 +83,8 @@ def _gain_per_nat(evaluation: Record, judged: float, kl: float) -> str:
 def _shown(number: float | Record | None) -> str:
     """`0.31`, or `0.31 (0.25 to 0.37)` for an estimate; nothing for what could not be computed."""
     if isinstance(number, Mapping):
-        if number["value"] is None:
-            return ""
+        if number["value"] is None or number["low"] is None:
+            return _shown(number["value"])
         return f"{_digits(number['value'])} ({_digits(number['low'])} to {_digits(number['high'])})"
     return "" if number is None else _digits(number)
 
@@ -107,6 +107,7 @@ def _against_kl(evaluation: Record, kind: str) -> Plot:
     """
     best = evaluation["best_of_n"]
     baseline, policy = evaluation["baseline"][kind], evaluation["policy"][kind]
+    low, high = (() if policy[end] is None else (policy[end],) for end in ("low", "high"))
     lines = (
         Line(
             "best of n from the baseline",
@@ -114,9 +115,7 @@ def _against_kl(evaluation: Record, kind: str) -> Plot:
             (baseline["value"], *(each[kind] for each in best)),
             labels=("baseline", *(f"n = {each['n']}" for each in best)),
         ),
-        Line(
-            "policy", (evaluation["kl"]["value"],), (policy["value"],), ("policy",), (policy["low"],), (policy["high"],)
-        ),
+        Line("policy", (evaluation["kl"]["value"],), (policy["value"],), ("policy",), low, high),
     )
     y_label = "mean judged score" if kind == "judged" else "mean score of the reward model"
     return Plot(TITLES[kind], "KL to the baseline, nats per completion", y_label, lines)

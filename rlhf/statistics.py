@@ -18,13 +18,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval, whose ends are NaN where nothing can be said of it."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.3f} (no interval)"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
@@ -48,8 +50,8 @@ def outcomes(first: ArrayLike, second: ArrayLike) -> Floats:
 def win_rate(wins: ArrayLike, prompts: ArrayLike, *, seed: int = 0, resamples: int = 2000) -> Estimate:
     """Share of comparisons won, ties as half, with a 95 % interval from a bootstrap over prompts.
 
-    `wins[i]` is 1, 0.5 or 0 and belongs to prompt number `prompts[i]`. Where all prompts agree a bootstrap has no
-    spread at all; Wilson's interval over the prompts takes its place.
+    `wins[i]` is 1, 0.5 or 0 and belongs to prompt number `prompts[i]`. Where all prompts agree, or there is but one, a
+    bootstrap has no spread at all; Wilson's interval over the prompts takes its place.
     """
     estimate = bootstrap_mean(wins, prompts, seed=seed, resamples=resamples)
     if estimate.low < estimate.high or math.isnan(estimate.value):
@@ -63,7 +65,8 @@ def bootstrap_mean(
 ) -> Estimate:
     """The mean of all values with a 95 % percentile interval; whole prompts are resampled together.
 
-    Without `prompts` every value stands for itself. NaN where there are no values.
+    Without `prompts` every value stands for itself. NaN where there are no values, and for the ends of the interval of
+    a single prompt: from one alone there is nothing to resample.
     """
     flat = np.asarray(values, dtype=float).ravel()
     if flat.size == 0:
@@ -72,6 +75,8 @@ def bootstrap_mean(
     if groups.size != flat.size:
         raise ValueError(f"{flat.size} values, but {groups.size} prompt numbers")
     sums, counts = np.bincount(groups, flat), np.bincount(groups)
+    if len(sums) == 1:
+        return Estimate(float(flat.mean()), math.nan, math.nan)
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(sums), size=len(sums)) for _ in range(resamples))
     means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]

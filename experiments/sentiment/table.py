@@ -47,6 +47,8 @@ def _evaluation(run: Path) -> Any:
 
 
 def _interval(estimate: dict[str, float]) -> str:
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf import comparison
+from rlhf import comparison, figures
 from rlhf.report_data import ReportData
 
 
@@ -70,3 +70,15 @@ def test_the_report_holds_score_against_distance() -> None:
     assert (policy.x, policy.y, policy.low, policy.high) == ((3.217,), (0.2,), (0.1,), (0.3,))
     assert [(line.x, line.y) for line in reward.lines] == [((0.0, 0.193, 0.636), (0.01, 0.5, 0.9)), ((3.217,), (0.01,))]
     assert [fact.reference for fact in data.facts] == [0.5, 0.0]
+
+
+def test_what_one_prompt_cannot_tell_is_left_out() -> None:
+    """Its mean is shown alone, and drawn without whiskers."""
+    alone = {"value": -1.082, "low": None, "high": None}
+    record = evaluation(estimate(0.5, 0.055, 0.945)) | {"kl": alone}
+    record |= {name: record[name] | {"score": alone} for name in ("baseline", "policy")}
+    assert comparison.table(record).rows[0][1:3] == ("-1.082", "-1.082")
+    plot = comparison.report_data(record).plots[1]
+    policy = plot.lines[1]
+    assert (policy.y, policy.low, policy.high) == ((-1.082,), (), ())
+    assert "<svg" in figures.chart(plot.title, plot.x_label, plot.lines)

@@ -108,6 +108,15 @@ def test_unanimous_prompts_do_not_give_certainty() -> None:
     assert math.isnan(win_rate([], []).value)
 
 
+def test_one_prompt_has_a_mean_and_no_interval() -> None:
+    found = bootstrap_mean([1.0, 2.0], [7, 7])
+    assert found.value == 1.5
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert str(found) == "1.500 (no interval)"
+    assert str(win_rate([1.0, 0.0], [7, 7])) == str(wilson(0.5, 1))
+
+
 def test_mismatched_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="3 values, but 2 prompt numbers"):
         bootstrap_mean([1.0, 2.0, 3.0], [0, 1])
