@@ -76,9 +76,8 @@ SHOWN_CURVES = 6
 """So many of these are shown at once; the rest is folded."""
 
 HOW = (
-    "A language model was fine-tuned on demonstrations; that is the baseline. {Annotators} ranked completions that it "
-    "wrote, a reward model learned to predict their rankings, and PPO trained the policy to score higher without "
-    "moving far from the baseline. {Judge}"
+    "{Baseline} {Annotators} ranked completions that it wrote, a reward model learned to predict their rankings, and "
+    "PPO trained the policy to score higher without moving far from the baseline. {Judge}"
 )
 
 TIME = {"step", "episode", "epoch", "tokens"}
@@ -183,7 +182,7 @@ def _run_page(name: str, stages: Sequence[_Stage]) -> str:
     body = [
         page.heading(name, _when(stages)),
         page.verdict(final.data.verdict if final else ""),
-        f"<p>{text(_how(by_name.get('label'), final))}</p>" if told else "",
+        f"<p>{text(_how(by_name, final))}</p>" if told else "",
         ""
         if told
         else '<p class="soft">This run has not been evaluated yet: reload the page to see how far it is.</p>',
@@ -194,9 +193,12 @@ def _run_page(name: str, stages: Sequence[_Stage]) -> str:
     return page.document(f"{name}: report", body)
 
 
-def _how(label: _Stage | None, final: _Stage | None) -> str:
+def _how(by_name: Mapping[str, _Stage], final: _Stage | None) -> str:
     """What the loop did, who ranked and who judged: a reader must know what the verdict can say."""
-    simulated = bool(_settings(label).get("simulate"))
+    simulated = bool(_settings(by_name.get("label")).get("simulate"))
+    model = _settings(final).get("baseline") or "a language model"
+    taught = "A language model was fine-tuned on demonstrations; that is the baseline."
+    as_it_is = f"The baseline is {model} as it is: there were no demonstrations."
     judge = _settings(final).get("judge")
     unlike_people = "simulated annotators" if simulated else "annotators"
     by_judge = f"Which of two completions wins was decided by {judge}, which PPO was not trained on."
@@ -204,7 +206,8 @@ def _how(label: _Stage | None, final: _Stage | None) -> str:
         "Which of two completions wins was decided by the reward model that PPO was trained on, so this shows that PPO "
         "works, not that people prefer the result."
     )
-    words = {"Annotators": unlike_people.capitalize(), "Judge": by_judge if judge else by_reward}
+    words = {"Baseline": taught if "sft" in by_name else as_it_is}
+    words |= {"Annotators": unlike_people.capitalize(), "Judge": by_judge if judge else by_reward}
     return HOW.format(**words)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 WORDS = {
     "policy": "the model that PPO trained.",
-    "baseline": "the model that PPO started from: fine-tuned on demonstrations (SFT), not yet on rankings.",
+    "baseline": "what PPO started from: a model fine-tuned on demonstrations (SFT) where there were any, not on rankings.",
     "SFT": "supervised fine-tuning: the model learns to continue prompts as the demonstrations do.",
     "PPO": (
         "proximal policy optimisation: the model writes, the reward model scores, and what scored well becomes "

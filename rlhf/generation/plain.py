@@ -141,13 +141,14 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Ten
     """
     if logits.device.type != "cpu":
         return _sampled(logits, uniforms, temperature)
-    parts = zip(logits.split(IN_CACHE), uniforms.split(IN_CACHE), strict=True)
+    rows = max(1, IN_CACHE // logits.shape[-1])
+    parts = zip(logits.split(rows), uniforms.split(rows), strict=True)
     tokens, logprobs = zip(*(_sampled(*part, temperature) for part in parts), strict=True)
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-IN_CACHE = 8
-"""Rows that a processor goes through together: what it needs of more does not stay in its cache."""
+IN_CACHE = 8 * 49_152
+"""Logits that a processor goes through together: what it needs of more does not stay in its cache."""
 
 
 def _sampled(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

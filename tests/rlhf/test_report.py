@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.config import PPOConfig, SampleConfig, Tracking
+from rlhf.config import PPOConfig, SampleConfig, SFTConfig, Tracking
 from rlhf.figures import aligned, chart, interval, short, ticks
 from rlhf.report import Curve, Fact, Line, Plot, ReportData, Samples, Table, render, write_report_data
 from rlhf.report_data import read_report_data
@@ -138,6 +138,11 @@ def test_run_page_starts_with_the_verdict_and_tells_every_stage(tmp_path: Path) 
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert "seed 0" in text
+    assert "as it is: there were no demonstrations" in text
+    assert "was fine-tuned on demonstrations" not in text
+    with Tracker(run / "sft", stage="sft", config=SFTConfig(), tracking=OFF):
+        pass
+    assert "was fine-tuned on demonstrations; that is the baseline" in read(render(run)).text
     assert (run / "ppo" / "report.html").is_file()
     assert (run / "evaluate" / "report.html").is_file()
 
