@@ -4,7 +4,7 @@ from __future__ import annotations
 
 WORDS = {
     "policy": "the model that PPO trained.",
-    "baseline": "what PPO started from: a model fine-tuned on demonstrations (SFT) where there were any, not on rankings.",
+    "baseline": "what PPO started from: a model fine-tuned on demonstrations (SFT) where there were any.",
     "SFT": "supervised fine-tuning: the model learns to continue prompts as the demonstrations do.",
     "PPO": (
         "proximal policy optimisation: the model writes, the reward model scores, and what scored well becomes "
