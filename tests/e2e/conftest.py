@@ -59,8 +59,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     browser = getattr(item, "funcargs", {}).get("browser")
     if call.when == "call" and report.failed and browser is not None:
         pages = [page for context in browser.contexts for page in context.pages]
-        report.sections.append(("pages", "\n\n".join(_seen(page) for page in pages)))
+        report.sections.append(("pages", "\n\n".join(map(_shown, pages))))
     return report
+
+
+def _shown(page: Any) -> str:
+    try:
+        return _seen(page)
+    except Exception as error:  # a page may have crashed; the test's own failure is what counts
+        return f"a page that cannot be looked at: {error}"
 
 
 def _seen(page: Any) -> str:
