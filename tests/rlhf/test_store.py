@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from rlhf import schema
+from rlhf import renewal, schema
 from rlhf.data import read_rankings
 from rlhf.judgements import judgement_of
 from rlhf.store import Judgement, Store, add_event, add_ranking, insert, withdraw
@@ -123,6 +123,13 @@ def test_an_import_leaves_the_order_in_which_a_page_shows_an_item(store: Store) 
     with store.read() as connection:
         assert connection.scalar(sa.select(schema.assignments.c.presented_order)) == [2, 0, 1]
     assert [each.presented_order for each in store.rankings()] == [None]
+
+
+def test_a_person_whose_name_sounds_simulated_is_a_person(store: Store) -> None:
+    """SQLite's LIKE takes capitals for small letters; PostgreSQL's does not."""
+    store.import_rankings([replace(A, annotator=name) for name in ("simulated-1", "Simulated-Bob")])
+    renewal.forget(store, round=0, samples=False)
+    assert [each.annotator for each in store.rankings()] == ["Simulated-Bob"]
 
 
 def test_selection_by_annotator_and_round(store: Store) -> None:
