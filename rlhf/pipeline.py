@@ -29,10 +29,10 @@ from rlhf.fingerprint import DONE, fingerprint
 from rlhf.memory import keep_freed_memory
 from rlhf.progress import is_main_process, quiet, say
 from rlhf.report_data import read_report_data
-from rlhf.run_folder import ENVIRONMENT, LOCK, REPORT, SAMPLES, held, read_json, read_records, write_json
+from rlhf.run_folder import CONFIG, ENVIRONMENT, LOCK, REPORT, SAMPLES, held, read_json, read_records, write_json
 from rlhf.soft_labels import SOFT_LABELS
 from rlhf.stopping import stop_request
-from rlhf.types import ConfigError, DataError, RewardFn
+from rlhf.types import ConfigError, DataError, RewardFn, UserError
 
 MODULES = {
     "sft": "rlhf.sft",
@@ -113,18 +113,38 @@ def run_stage(name: str, config: Any, *, by_hand: bool = False) -> None:
     """Do one stage's work, or go on with it. Raises UserError for checkpoints of another training in its folder."""
     quiet()
     keep_freed_memory()
-    with _alone(name, config):
+    voided = by_hand and name in MADE_FROM_SETTINGS and is_main_process()
+    with _alone(name, config), _marks_voided(Path(config.output)) if voided else nullcontext():
         with stop_request():  # a library that is being imported may swallow Ctrl-C
             work = import_module(MODULES[name]).run
-        if by_hand and name in MADE_FROM_SETTINGS and is_main_process():
-            for mark in (DONE, STARTED):
-                (Path(config.output) / mark).unlink(missing_ok=True)
         if name in ("ppo", "evaluate"):
             work(config, load_reward=partial(load_reward, precision=config.precision))
         else:
             work(config)
         if name in ("sft", "ppo"):  # the others have said what came out
             _tell(name, Path(config.output))
+
+
+@contextmanager
+def _marks_voided(folder: Path) -> Iterator[None]:
+    """The marks of `rlhf run` go before anything else does, and come back where the stage refused before it wrote."""
+    marks = {mark: mark.read_bytes() for mark in (folder / STARTED, folder / DONE) if mark.is_file()}
+    before = _last_written(folder)
+    for mark in marks:
+        mark.unlink()
+    try:
+        yield
+    except UserError:
+        if _last_written(folder) == before:
+            for mark, content in marks.items():
+                mark.write_bytes(content)
+        raise
+
+
+def _last_written(folder: Path) -> tuple[int, int] | None:
+    """Changes when a stage begins to write: each begins with its configuration."""
+    path = folder / CONFIG
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _alone(name: str, config: Any) -> AbstractContextManager[None]:

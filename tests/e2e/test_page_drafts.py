@@ -94,13 +94,18 @@ def test_without_the_server_the_draft_stays_in_this_browser_and_nothing_else_is_
     eventually(lambda: not me.page.evaluate("!dispatchEvent(new Event('beforeunload', {cancelable: true}))"))
 
 
-def test_a_draft_ends_with_its_item(site: Serve, visit: Open) -> None:
+def one_of_two_ranked(site: Serve, visit: Open) -> tuple[Site, Visit]:
     where = site(*TWO)
     me = visit(where)
     me.put("A", 1)
     me.put("B", 2)
     me.submit()
     me.progress("1 ranked")
+    return where, me
+
+
+def test_a_draft_ends_with_its_item(site: Serve, visit: Open) -> None:
+    where, me = one_of_two_ranked(site, visit)
     assert me.rows()["pool"] == ["A", "B"]
     assert where.drafts() == []
     assert me.page.evaluate("Object.keys(localStorage).filter(name => name.startsWith('rlhf-draft'))") == []
@@ -264,12 +269,7 @@ def test_a_draft_that_comes_late_says_nothing_about_the_next_item(site: Serve, v
 
 
 def test_an_edit_that_was_broken_off_does_not_come_back_as_a_draft(site: Serve, visit: Open) -> None:
-    where = site(*TWO)
-    me = visit(where)
-    me.put("A", 1)
-    me.put("B", 2)
-    me.submit()
-    me.progress("1 ranked")
+    _, me = one_of_two_ranked(site, visit)
     for change in (True, False):
         me.press("r")
         me.page.get_by_role("button", name="Change").first.click()

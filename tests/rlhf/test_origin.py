@@ -15,7 +15,7 @@ from rlhf.config import RewardConfig
 from rlhf.origin import check_origin, origin_of
 from rlhf.types import UserError
 from tests.conftest import make_model_folder
-from tests.rlhf import broken_runs
+from tests.rlhf import broken_runs, nothing_to_do
 from tests.rlhf import ppo_world as world
 
 
@@ -90,6 +90,26 @@ def test_a_stage_run_by_hand_is_done_again_by_the_pipeline(tmp_path: Path, monke
     assert [mark.exists() for mark in marks] == [True, True]
     pipeline.run_alone("reward", config)
     assert [mark.exists() for mark in marks] == [False, False]
+
+
+@pytest.mark.parametrize("wrote", [False, True])
+def test_a_stage_that_is_refused_leaves_the_marks_unless_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: bool
+) -> None:
+    marks = [tmp_path / pipeline.DONE, tmp_path / pipeline.STARTED]
+    for mark in marks:
+        mark.write_text("{}")
+
+    def refuse(_config: Any) -> None:
+        if wrote:
+            (tmp_path / "config.yaml").write_text("new: true")
+        raise UserError("not like this")
+
+    monkeypatch.setattr(nothing_to_do, "run", refuse)
+    monkeypatch.setitem(pipeline.MODULES, "reward", "tests.rlhf.nothing_to_do")
+    with pytest.raises(UserError, match="not like this"):
+        pipeline.run_alone("reward", RewardConfig(output=str(tmp_path)))
+    assert [mark.exists() for mark in marks] == [not wrote, not wrote]
 
 
 def test_batches_that_micro_batches_do_not_divide_keep_their_size(tmp_path: Path) -> None:
