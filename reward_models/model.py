@@ -19,7 +19,7 @@ from rlhf import contract as contracts
 from rlhf.config import Precision
 from rlhf.contract import Contract, check_same_template
 from rlhf.model_files import is_classifier, local_source
-from rlhf.models import autocast, compute_dtype, device, load_classifier, load_tokenizer
+from rlhf.models import autocast, compute_dtype, device, hold_once, load_classifier, load_tokenizer, only_read
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.text import encode_completion, encode_prompt
 from rlhf.trunk import StateFile, Trunk
@@ -70,7 +70,13 @@ class RewardModel:
         tokenizer = load_tokenizer(str(folder))
         classifier = load_classifier(str(folder), tokenizer).to(device())
         contract = contracts.load(source)
-        return RewardModel(classifier, tokenizer, contract=contract, precision=precision, batch_size=batch_size)
+        model = RewardModel(classifier, tokenizer, contract=contract, precision=precision, batch_size=batch_size)
+        only_read(unwrapped(classifier), model._dtype, but=[unwrapped(classifier).score])
+        return model
+
+    def share_weights(self, other: Any) -> None:
+        """Hold weights that a frozen model beside this one has, too, only once. Scores do not change."""
+        hold_once(unwrapped(self.classifier), other)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """One calibrated score per completion, in the order given."""

@@ -1,7 +1,9 @@
-"""Attention over short sequences on a CPU, where torch's fused kernel takes most of its time in the backward pass.
+"""The attention that models loaded here use: transformers' own, but where this project has a better one.
 
-On two cores, forward and backward of 32 sequences of 34 tokens (9 heads of 64) take 27 ms a layer fused and 5 ms as the
-plain operations; the fused one is ahead from some 500 tokens on (`python -m experiments.benchmarks.attention`).
+Over short sequences on a CPU, torch's fused kernel takes most of its time in the backward pass. On two cores, forward
+and backward of 32 sequences of 34 tokens (9 heads of 64) take 27 ms a layer fused and 5 ms as the plain operations; the
+fused one is ahead from some 500 tokens on (`python -m experiments.benchmarks.attention`). The native engine decodes
+rows of different lengths side by side, and brings an attention of its own for that (`generation.ragged`).
 """
 
 from __future__ import annotations
@@ -11,22 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAME = "sdpa_or_plain"
+NAME = "rlhf"
 LONGEST = 256
 """Keys up to which the plain operations are taken."""
-NOT_HERE = ("is_causal", "position_bias", "cache", "softcap")
-"""What only transformers' own function understands."""
+NOT_HERE = ("is_causal", "position_bias", "cache", "s_aux")
+"""What only transformers' own functions understand."""
 
 
-def choose(model: Any) -> None:
-    """Let a model that uses torch's fused attention take plain operations for short sequences on a CPU."""
+def choose(model: Any) -> bool:
+    """Let a model attend through `attend` wherever that does the same; returns whether it does."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    implementation = getattr(model.config, "_attn_implementation", None)
+    # Gemma 2 caps its scores, which torch's fused kernel cannot do: it comes with plain operations, and so it is here
+    replaced = ("sdpa", "eager") if getattr(model.config, "attn_logit_softcapping", None) else ("sdpa",)
+    if implementation in replaced and model._can_set_attn_implementation():
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
+    return model.config._attn_implementation == NAME
 
 
 def attend(
@@ -37,33 +44,46 @@ def attend(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    softcap: float | None = None,
     longest: int = LONGEST,
+    ragged: Any = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """softmax(query key^T scaling + mask) value, as (B, L, H, D): what transformers expects of an attention function.
 
-    Shapes: query (B, H, L, D); key and value (B, H / groups, S, D); mask (B, 1, L, S) boolean or additive.
+    Shapes: query (B, H, L, D); key and value (B, H / groups, S, D); mask (B, 1, L, S) boolean or additive. Where the
+    model was given a `generation.ragged.Pass` as `ragged`, the tokens are those of many rows, and it attends.
     """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     length, keys = query.shape[2], key.shape[2]
-    if (
+    foreign = [name for name in NOT_HERE if options.get(name) is not None]
+    if ragged is not None:
+        if foreign:
+            raise NotImplementedError(f"{type(module).__name__} attends with {foreign[0]}")
+        window = options.get("sliding_window")
+        return ragged.attend(module.layer_idx, query, key, value, scaling=scale, window=window, softcap=softcap), None
+    if softcap is None and (
         query.device.type != "cpu"
         or not 1 < length <= keys <= longest  # a decoding step has one query
         or (attention_mask is None and length < keys)
         or dropout
-        or any(options.get(name) is not None for name in NOT_HERE)
+        or foreign
     ):
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **options
         )
     if attention_mask is None:
-        attention_mask = torch.ones(length, keys, dtype=torch.bool).tril()
+        attention_mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     if attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + attention_mask
-    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+    weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None

@@ -26,7 +26,7 @@ from rlhf.model_files import local_source
 from rlhf.progress import progress, say
 from rlhf.rollout import measure
 from rlhf.run_folder import append_record, open_to_append
-from rlhf.sample import choose_prompts, plain_engine
+from rlhf.sample import choose_prompts, sampler
 from rlhf.scoring import checked_scores
 from rlhf.sequences import Sequences
 from rlhf.types import DataError, Message, Prompt, RewardFn, UserError
@@ -264,7 +264,7 @@ def _load_side(name: str, source: str, config: ChatConfig) -> Side:
         max_prompt_tokens=trained.max_prompt_tokens if trained else room,
         max_completion_tokens=limit,
     )
-    engine = plain_engine(model, tokenizer, precision=config.precision, batch_size=1)
+    engine = sampler(model, tokenizer, precision=config.precision, batch_size=1)
     return Side(name, source, model, tokenizer, engine, contract)
 
 

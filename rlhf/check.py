@@ -19,7 +19,7 @@ from rlhf.check_report import Finding, Report, Result, failed
 from rlhf.check_subject import PLAIN, RewardSubject, Source, Subject, TrainedReward, random_value_head
 from rlhf.config import CheckConfig, LastLayers, Lora, Trainable, needed
 from rlhf.generation import Engine
-from rlhf.generation.plain import PlainEngine
+from rlhf.generation.choice import engine_for
 from rlhf.progress import progress
 from rlhf.types import DataError, Prompt, RewardFn
 
@@ -142,7 +142,7 @@ def subject_of(
     if model is None:
         model = ActorCritic(policy, random_value_head(policy).to(where), temperature=config.temperature, dtype=dtype)
     if engine is None:
-        engine = PlainEngine(
+        engine = engine_for(
             policy,
             eos_token_ids=models.eos_token_ids(policy, tokenizer),
             pad_token_id=tokenizer.pad_token_id,

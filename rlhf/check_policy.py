@@ -19,7 +19,7 @@ from rlhf import check_causes, models, ops, rollout, text
 from rlhf.check_report import Finding, failed, noted, passed, skipped, within
 from rlhf.check_subject import MAX_TOKENS, SAMPLED_TOKENS, Subject, branch_gap, largest, measured, run_update
 from rlhf.config import LastLayers, Lora
-from rlhf.generation.plain import PlainEngine
+from rlhf.generation.choice import engine_for
 from rlhf.sequences import Sequences
 from rlhf.update import SAME_POLICY_TOLERANCE, TokenSums, UpdateSettings, minibatch_loss
 
@@ -305,7 +305,7 @@ def _wrong_end(subject: Subject) -> str:
 def _sampled_until(subject: Subject, ends: tuple[int, ...]) -> list[Any]:
     # the engine puts what it samples from into evaluation mode: not the subject, whose weights the twin shares
     twin = copy.deepcopy(subject.policy, {id(weight): weight for weight in subject.policy.parameters()})
-    engine = PlainEngine(
+    engine = engine_for(
         twin,
         eos_token_ids=ends,
         pad_token_id=subject.tokenizer.pad_token_id,

@@ -20,7 +20,7 @@ from rlhf.progress import Bar, progress, say
 from rlhf.report_data import write_report_data
 from rlhf.rollout import measure, partition
 from rlhf.run_folder import finite, write_json
-from rlhf.sample import choose_prompts, plain_engine
+from rlhf.sample import choose_prompts, sampler
 from rlhf.scoring import checked_scores
 from rlhf.sequences import Sequences
 from rlhf.sources import resolve
@@ -200,7 +200,7 @@ class _Drawer:
 
     def __call__(self, policy: Any, count: int) -> Samples:
         config = self.config
-        engine = plain_engine(policy, self.tokenizer, precision=config.precision, batch_size=config.batch_size)
+        engine = sampler(policy, self.tokenizer, precision=config.precision, batch_size=config.batch_size)
         of_prompt = [i for i in range(len(self.prompts)) for _ in range(count)]
         generated: list[Generated] = []
         for start in range(0, len(of_prompt), config.batch_size):

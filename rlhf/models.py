@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,37 @@ def frozen_copy(model: nn.Module) -> Any:
 def trainable_copy(model: nn.Module) -> Any:
     """A second model that trains the same weights from here on, sharing the frozen ones."""
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters() if not weight.requires_grad})
+
+
+@torch.no_grad()
+def hold_once(model: nn.Module, other: nn.Module) -> None:
+    """Let every weight of `model` that equals the frozen one of the same name in `other` be that very weight.
+
+    Where one of them is in bf16 (`only_read`), in bf16: then neither is multiplied in more.
+    """
+    theirs = {name: w for name, w in other.named_parameters(remove_duplicate=False) if not w.requires_grad}
+    for name, weight in list(model.named_parameters(remove_duplicate=False)):
+        same = theirs.get(name)
+        if same is not None and same.shape == weight.shape and torch.equal(same.to(weight.dtype), weight):
+            holder, _, own = name.rpartition(".")
+            setattr(model.get_submodule(holder), own, same)
+
+
+def only_read(model: nn.Module, dtype: torch.dtype, *, but: Iterable[nn.Module] = ()) -> Any:
+    """The same model with the weights of its linear layers in `dtype`, in which `autocast` multiplies them anyway.
+
+    For a model that is never trained: half the memory, and nothing to convert in each pass, with outputs equal to the
+    bit. What it shares with another module (the embeddings, say), and the modules `but`, stay in fp32.
+    """
+    if dtype == torch.float32:
+        return model
+    linear = [module for module in model.modules() if type(module) is nn.Linear]
+    others = [*(module for module in model.modules() if type(module) is not nn.Linear), *but]
+    shared = {id(weight) for module in others for weight in module.parameters(recurse=False)}
+    for module in linear:
+        if not any(id(weight) in shared or weight.requires_grad for weight in module.parameters(recurse=False)):
+            module.to(dtype)
+    return model
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

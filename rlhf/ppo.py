@@ -21,7 +21,7 @@ from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
 from rlhf.config import PPOConfig, needed
 from rlhf.contract import Contract
 from rlhf.contract import load as load_contract
-from rlhf.generation.plain import PlainEngine
+from rlhf.generation.choice import engine_for
 from rlhf.kl_control import AdaptiveKL, FixedKL, KLController
 from rlhf.learner import Learner
 from rlhf.origin import check_origin, origin_of
@@ -32,7 +32,7 @@ from rlhf.sequences import Sequences
 from rlhf.stopping import Stopped, stop_request
 from rlhf.tracking import Tracker
 from rlhf.trunk import Trunk
-from rlhf.types import ConfigError, DataError, Prompt, RewardFn, TrunkReward, UserError, prompt_text
+from rlhf.types import ConfigError, DataError, Prompt, RewardFn, SharesWeights, TrunkReward, UserError, prompt_text
 from rlhf.update import UpdateSettings, reducer, update
 
 ALARM_AGAIN_AFTER = 20
@@ -155,7 +155,7 @@ class _Task:
         policy.to(start).eval()
         if value is None and config.extras.rloo_samples is None:
             value = ValueHead(policy.get_output_embeddings().weight.shape[1])
-        self.engine = PlainEngine(
+        self.engine = engine_for(
             policy,
             eos_token_ids=self.contract.eos_token_ids,
             pad_token_id=tokenizer.pad_token_id,
@@ -171,6 +171,10 @@ class _Task:
         self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype, trunk=self.trunk)
         if sharded:
             sharding.shard(ref_policy, self.accelerator)
+        else:
+            if isinstance(reward, SharesWeights):
+                reward.share_weights(ref_policy)
+            models.only_read(ref_policy, dtype, but=policy.modules())
         self.learner = Learner(
             ActorCritic(policy, value, temperature=config.temperature, dtype=dtype, trunk=self.trunk).to(start),
             learning_rate=config.learning_rate,

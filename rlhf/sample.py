@@ -14,7 +14,7 @@ from rlhf import data, models, text
 from rlhf.checkpoint import seed_of
 from rlhf.config import SampleConfig, needed
 from rlhf.generation import Engine
-from rlhf.generation.plain import PlainEngine
+from rlhf.generation.choice import engine_for
 from rlhf.progress import progress, say
 from rlhf.report_data import Fact, ReportData, write_report_data
 from rlhf.stopping import stop_request
@@ -49,7 +49,7 @@ def run(config: SampleConfig) -> SampleResult:
     if len(kept) < len(prompts):
         say(f"sample: {len(prompts) - len(kept)} prompts are longer than max_prompt_tokens: left out")
     models.check_context(policy, max(map(len, ids)) + config.max_completion_tokens, "a prompt with its completion")
-    engine = plain_engine(policy, tokenizer, precision=config.precision, batch_size=config.batch_size)
+    engine = sampler(policy, tokenizer, precision=config.precision, batch_size=config.batch_size)
     store = Store(config.store)
     try:
         return _fill(config, store, engine, tokenizer, [prompts[i] for i in kept], ids)
@@ -80,9 +80,9 @@ def choose_prompts(
     return random.Random(seed_of(seed, "prompts")).sample(chosen, count)
 
 
-def plain_engine(policy: Any, tokenizer: Any, *, precision: Any, batch_size: int) -> PlainEngine:
-    """The plain engine for a policy that stays as it is."""
-    return PlainEngine(
+def sampler(policy: Any, tokenizer: Any, *, precision: Any, batch_size: int) -> Engine:
+    """The engine for a policy that stays as it is."""
+    return engine_for(
         policy.to(models.device()),
         eos_token_ids=models.eos_token_ids(policy, tokenizer),
         pad_token_id=tokenizer.pad_token_id,

@@ -17,7 +17,7 @@ import torch
 from rlhf import checkpoint, data, models, text
 from rlhf.checkpoint import Checkpoint, seed_of
 from rlhf.config import SFTConfig, needed
-from rlhf.generation.plain import PlainEngine
+from rlhf.generation.choice import engine_for
 from rlhf.origin import Origin, check_origin, origin_of
 from rlhf.progress import Bar, progress, say
 from rlhf.report_data import ReportData, write_report_data
@@ -259,7 +259,7 @@ def _show_samples(
 ) -> None:
     """What the policy writes after a few demonstrations' prompts, beside what a person wrote."""
     where = models.device()
-    engine = PlainEngine(
+    engine = engine_for(
         policy.to(where),
         eos_token_ids=models.eos_token_ids(policy, tokenizer),
         pad_token_id=tokenizer.pad_token_id,

@@ -101,12 +101,17 @@ class Trunk:
 
     @torch.no_grad()
     def gap(self) -> float:
-        """Largest difference that handing the states on makes to the last hidden states, in fp32 and on padded rows."""
+        """Largest difference that handing the states on makes to the last hidden states, on padded rows.
+
+        In fp32, unless the model holds weights in less (`models.only_read`).
+        """
         inputs = _padded_example(self.model)
-        alone = Trunk(self.model, self.depth, torch.float32, self.outputs)
-        sound = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        with self.handing_on(self.model, alone.states(inputs)):
-            handed = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        dtype = torch.bfloat16 if _is_mixed(self.model) else torch.float32
+        states = Trunk(self.model, self.depth, dtype, self.outputs).states(inputs)
+        with autocast(states.device, dtype):
+            sound = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            with self.handing_on(self.model, states):
+                handed = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return float((sound - handed)[inputs["attention_mask"].bool()].abs().max())
 
 
@@ -117,10 +122,14 @@ class _Reached(Exception):
 def _outputs(model: Any) -> int:
     seen: list[Any] = []
     hook = layers_of(model)[1][0].register_forward_hook(lambda _, __, output: seen.append(output))
-    with torch.no_grad():
+    with torch.no_grad(), autocast(model.device, torch.bfloat16 if _is_mixed(model) else torch.float32):
         model.base_model(**_padded_example(model), use_cache=False)
     hook.remove()
     return 0 if isinstance(seen[0], Tensor) else len(seen[0])
+
+
+def _is_mixed(model: Any) -> bool:
+    return any(weight.dtype == torch.bfloat16 for weight in model.parameters())
 
 
 def _padded_example(model: Any) -> dict[str, Tensor]:

@@ -141,6 +141,15 @@ class RewardFn(Protocol):
 
 
 @runtime_checkable
+class SharesWeights(RewardFn, Protocol):
+    """A reward model that can do with less memory beside the reference."""
+
+    def share_weights(self, other: Any) -> None:
+        """Hold weights that a frozen model beside it has, too, only once. Scores do not change."""
+        ...
+
+
+@runtime_checkable
 class TrunkReward(RewardFn, Protocol):
     """A reward model that may stand on the policy's own frozen trunk: the rollout can hand it that trunk's states."""
 

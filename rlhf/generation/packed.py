@@ -14,24 +14,35 @@ from torch import Tensor, nn
 
 
 class Packed:
-    """The linear layers of `model`, which is only sampled from; empty where the processor gains nothing by it."""
+    """The linear layers of `model`, which is only sampled from; empty where the processor gains nothing by it.
+
+    Weights that nothing else reads are kept in the packed order alone.
+    """
 
     def __init__(self, model: nn.Module, *, rows: int) -> None:
         """`rows` is how many usually meet a weight at once."""
         self._rows = rows
-        self._layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can_be_packed(layer.weight)]
-        for layer in self._layers:
-            self._pack(layer)
+        linear = [layer for layer in model.modules() if type(layer) is nn.Linear and _can_be_packed(layer.weight)]
+        others = (module for module in model.modules() if type(module) is not nn.Linear)
+        shared = {id(weight) for module in others for weight in module.parameters(recurse=False)}
+        self._layers: dict[int, list[nn.Linear]] = {}
+        for layer in linear:
+            self._pack(layer, layer.weight)
+            if id(layer.weight) not in shared:
+                layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+            self._layers.setdefault(id(layer.weight), []).append(layer)
 
-    def renew(self, changed: set[int]) -> None:
-        """Lay out again the weights whose `id` is among those changed."""
-        for layer in self._layers:
-            if id(layer.weight) in changed:
-                self._pack(layer)
+    @torch.no_grad()
+    def take(self, weight: Tensor, value: Tensor) -> None:
+        """Give a weight of the model a new value, of any precision."""
+        if weight.numel():
+            weight.copy_(value)
+        for layer in self._layers.get(id(weight), []):
+            self._pack(layer, value)
 
-    def _pack(self, layer: nn.Linear) -> None:
-        with torch.no_grad():
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), self._rows)
+    @torch.no_grad()
+    def _pack(self, layer: nn.Linear, value: Tensor) -> None:
+        packed = torch.ops.mkldnn._reorder_linear_weight(value.detach().to(torch.bfloat16), self._rows)
         layer.forward = partial(_product, packed, layer.bias)
 
 

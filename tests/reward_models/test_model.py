@@ -11,7 +11,9 @@ from reward_models.model import RewardModel, calibration, scores_of, sequence_sc
 from rlhf.config import LastLayers
 from rlhf.models import (
     choose_trainable,
+    frozen_copy,
     load_classifier,
+    load_policy,
     load_tokenizer,
     model_contract,
     save_model,
@@ -214,3 +216,22 @@ def test_any_architecture_scores_as_transformers_does(tiny_tokenizer, tmp_path, 
     torch.testing.assert_close(plain_scores(folder, rows), expected, atol=1e-4, rtol=1e-4)
     again = RewardModel.load(folder, precision="fp32").raw_scores(PROMPTS, COMPLETIONS)
     torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_scores_stay_the_same_when_weights_are_shared(tiny_model_folder, tokenizer, tmp_path, precision):
+    """With those of the policy that the reward model was trained from: to the bit, on its trunk too."""
+    classifier = classifier_of(tiny_model_folder, tokenizer, LastLayers(1))
+    trained_a_little(classifier, rows_of(tokenizer), tokenizer.pad_token_id)
+    contract = model_contract(classifier, tokenizer, max_prompt_tokens=99, max_completion_tokens=99)
+    save_model(classifier, tokenizer, tmp_path / "reward", contract=contract)
+    kept = RewardModel(load_classifier(str(tmp_path / "reward"), tokenizer), tokenizer, precision=precision)
+    loaded = RewardModel.load(tmp_path / "reward", precision=precision)
+    policy = load_policy(str(tiny_model_folder), tokenizer, trainable=LastLayers(1))
+    assert loaded(PROMPTS, COMPLETIONS) == kept(PROMPTS, COMPLETIONS)
+    loaded.share_weights(frozen_copy(policy))
+    assert loaded(PROMPTS, COMPLETIONS) == kept(PROMPTS, COMPLETIONS)
+    lowest = loaded.classifier.model.layers[0].mlp.up_proj.weight
+    assert lowest is policy.model.layers[0].mlp.up_proj.weight
+    assert loaded.on_trunk(model_contract(policy, tokenizer, max_prompt_tokens=99, max_completion_tokens=99))
+    assert loaded.classifier.score.weight.dtype == torch.float32

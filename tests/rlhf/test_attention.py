@@ -45,12 +45,20 @@ def test_outputs_and_gradients_are_those_of_fused_attention(
         torch.testing.assert_close(plain[key], expected, rtol=2e-4, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_gemma_keeps_its_own_attention() -> None:
-    """It caps its scores, which neither function here does."""
-    model = tiny.build("gemma2")
-    before = model.config._attn_implementation
-    attention.choose(model)
-    assert model.config._attn_implementation == before == "eager"
+@pytest.mark.parametrize("padded", [False, True])
+def test_gemmas_capped_scores_are_those_of_its_own_attention(padded: bool) -> None:
+    """Of rows longer than the window of half of its layers, with scores that the cap bends."""
+    model = tiny.build("gemma2", attn_logit_softcapping=0.02)
+    mask = torch.ones_like(tiny.IDS) if padded else None
+    if mask is not None:
+        mask[0, :2] = mask[1, -1] = 0
+    assert model.config._attn_implementation == "eager"
+    own = outputs(model, mask)
+    assert attention.choose(model)
+    for key, found in outputs(model, mask).items():
+        torch.testing.assert_close(found, own[key], rtol=2e-4, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
+    capped = outputs(tiny.build("gemma2", attn_logit_softcapping=50.0), mask)["logits"]
+    assert not torch.allclose(own["logits"], capped, rtol=1e-2, atol=1e-2), "the cap is too wide to be seen"
 
 
 def test_long_sequences_and_decoding_are_left_to_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

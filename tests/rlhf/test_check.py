@@ -24,6 +24,7 @@ from rlhf.actor_critic import ActorCritic
 from rlhf.check_report import Finding, Report
 from rlhf.check_subject import random_value_head
 from rlhf.config import CheckConfig, LastLayers, Trainable
+from rlhf.generation.native import NativeEngine
 from rlhf.generation.plain import PlainEngine
 from rlhf.sequences import Sequences
 from rlhf.types import UserError
@@ -239,7 +240,7 @@ class Elsewhere(PlainEngine):
     def generate(self, prompts: Any, *, temperature: float, **more: Any) -> Any:
         if self._top_k is None:
             return super().generate(prompts, temperature=self._temperature, **more)
-        whole = self._model.forward
+        whole = self._sampled.model.forward
 
         def truncated(*args: Any, **kwargs: Any) -> Any:
             out = whole(*args, **kwargs)
@@ -247,11 +248,11 @@ class Elsewhere(PlainEngine):
             out.logits = out.logits.masked_fill(out.logits < least, -1e30)
             return out
 
-        self._model.forward = truncated
+        self._sampled.model.forward = truncated
         try:
             return super().generate(prompts, temperature=temperature, **more)
         finally:
-            del self._model.forward
+            del self._sampled.model.forward
 
 
 @pytest.mark.parametrize(
@@ -363,15 +364,15 @@ def test_a_mask_that_forgets_eos_is_named(monkeypatch: pytest.MonkeyPatch, exami
 
 
 def test_an_engine_that_drops_eos_is_named(monkeypatch: pytest.MonkeyPatch, examined: Callable[..., Report]) -> None:
-    right = PlainEngine.generate
+    right = NativeEngine.generate
 
-    def wrong(self: PlainEngine, prompts: Any, **more: Any) -> Any:
+    def wrong(self: NativeEngine, prompts: Any, **more: Any) -> Any:
         drawn = right(self, prompts, **more)
         return [
             d._replace(ids=d.ids[:-1], logprobs=d.logprobs[:-1]) if d.finished and len(d.ids) > 1 else d for d in drawn
         ]
 
-    monkeypatch.setattr(PlainEngine, "generate", wrong)
+    monkeypatch.setattr(NativeEngine, "generate", wrong)
     assert "as EOS, prompt 1 gave" in finding(examined("llama", "head"), "stops", "fail").cause
 
 
@@ -515,7 +516,7 @@ def test_exit_status_and_json(
     ratio = next(each for each in found["results"] if each["check"] == "ratio")
     assert (ratio["trainable"], ratio["status"], ratio["bound"]) == ("head", "pass", 1e-5)
     monkeypatch.setattr(models, "frozen_copy", lambda model: model)
-    monkeypatch.setattr(PlainEngine, "generate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(NativeEngine, "generate", lambda *_, **__: 1 / 0)
     assert cli.main(arguments) == 1
     shown = capsys.readouterr().out
     assert "ZeroDivisionError" in shown

@@ -67,7 +67,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
                 for i, text in zip(ids, texts, strict=True)
             ]
 
-    monkeypatch.setattr(evaluation, "plain_engine", lambda policy, *_, **__: Engine(policy))
+    monkeypatch.setattr(evaluation, "sampler", lambda policy, *_, **__: Engine(policy))
     monkeypatch.setattr(evaluation, "_kl", lambda *_: np.array([1.0, 2.0, 0.5, 1.5]))
 
 

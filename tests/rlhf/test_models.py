@@ -168,6 +168,42 @@ def test_the_reference_starts_equal_stays_put_and_shares_what_is_frozen(
         assert shared == (not weight.requires_grad), weight_name
 
 
+@every_model
+@every_trainable
+def test_a_model_that_is_only_read_says_the_same_in_bf16(
+    name: str, trainable: Trainable, policy: Callable[..., Any]
+) -> None:
+    """To the bit, with half the memory for what is its own; the model that it shares weights with stays in fp32."""
+    model = policy(name, trainable)
+    reference = models.frozen_copy(model)
+    with models.autocast(torch.device("cpu"), torch.bfloat16):
+        before, own = logits(reference), logits(model)
+        models.only_read(reference, torch.bfloat16, but=model.modules())
+        assert torch.equal(logits(reference), before)
+        assert torch.equal(logits(model), own)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    mine = {id(weight) for weight in model.parameters()}
+    theirs = [m for m in reference.modules() if type(m) is torch.nn.Linear and id(m.weight) not in mine]
+    tied = reference.get_input_embeddings().weight
+    assert all(m.weight.dtype == torch.bfloat16 for m in theirs if m.weight is not tied)
+    untouched = policy(name, trainable)
+    models.only_read(untouched, torch.float32)
+    assert {weight.dtype for weight in untouched.parameters()} == {torch.float32}
+
+
+def test_what_two_models_have_in_common_is_held_once(policy: Callable[..., Any]) -> None:
+    """Only frozen weights: one that is trained would move under the other model."""
+    model, other = policy("llama", None), policy("llama", LastLayers(1))
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.add_(1)
+    before = logits(model)
+    models.hold_once(model, other)
+    assert torch.equal(logits(model), before)
+    for name, weight in model.named_parameters():
+        twin = other.get_parameter(name)
+        assert (weight is twin) == (not twin.requires_grad and name != "model.layers.1.mlp.up_proj.weight"), name
+
+
 @every_trainable
 def test_a_trainable_copy_goes_its_own_way(trainable: Trainable, policy: Callable[..., Any]) -> None:
     model = policy("llama", trainable)

@@ -13,6 +13,7 @@ import torch
 
 from rlhf import models, sample, text
 from rlhf.config import SampleConfig
+from rlhf.generation.native import NativeEngine
 from rlhf.generation.plain import PlainEngine
 from rlhf.store import Item, Store
 from rlhf.types import ConfigError, DataError
@@ -93,7 +94,7 @@ def test_a_second_run_changes_nothing_and_samples_nothing(
     given = config(tiny_model_folder, prompts, tmp_path)
     sample.run(given)
     before = stored(given)
-    monkeypatch.setattr(PlainEngine, "generate", lambda *_, **__: pytest.fail("nothing is left to sample"))
+    monkeypatch.setattr(NativeEngine, "generate", lambda *_, **__: pytest.fail("nothing is left to sample"))
     result = sample.run(given)
     assert stored(given) == before
     assert (result.prompts, result.completions) == (6, 18)

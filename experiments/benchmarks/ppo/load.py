@@ -54,6 +54,11 @@ QUESTIONS = (
     "Name three things that people in {} like to eat.",
     "I have one day in {}. What should I see, and in which order?",
     "Write two sentences about the weather in {}.",
+    "Is {} larger than Italy?",
+    "Explain to a child where {} lies.",
+    "Write a short poem about the rivers of {}.",
+    "What did people in {} do for a living a hundred years ago?",
+    "Give me the names of two writers from {} and one book of each.",
 )
 PLACES = (
     "France",
