@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import site
 import statistics
 import subprocess
 import sys
 import tempfile
-import venv
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.ppo.load import prepare
-from rlhf.environment import describe_environment
+from experiments.benchmarks import record
+from experiments.benchmarks.ppo.load import REWARD_SEED, prepare
+from experiments.benchmarks.ppo.peer_environment import FOLDER, PEER, peer_python
+from rlhf.progress import quiet, say
 
-PEER = "trl==1.12.0"
-"""The last release that holds a PPO trainer."""
 HERE = Path(__file__).parent
 Run = Mapping[str, Any]
 
@@ -41,16 +40,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="of a completion, at most")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--last_layers", type=int, default=6, help="trained in the third of ours")
-    parser.add_argument("--peer", type=Path, default=HERE / ".peer", help="the peer's virtual environment")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peer", type=Path, default=FOLDER, help="the peer's virtual environment")
+    record.add_json_flag(parser)
     given = parser.parse_args()
+    quiet()
+    origin = record.origin("experiments.benchmarks.ppo_vs_trl", given, seed=REWARD_SEED)
     python = peer_python(given.peer)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         count = max(4 * given.batch, 64)
         prepare(folder, model=given.model, load=given.load, count=count, prompt_tokens=given.prompt_tokens)
-        result = compare(given, python, folder)
-    print(json.dumps(result) if given.json else table(result))
+        result = origin | {"peer": PEER} | compare(given, python, folder)
+    record.publish(result, table(result), json_to=given.json)
 
 
 def ours(layers: int) -> dict[str, tuple[str, ...]]:
@@ -59,32 +60,42 @@ def ours(layers: int) -> dict[str, tuple[str, ...]]:
         "full, separate critic": ("--value", "separate"),
         "full, value head": ("--value", "head"),
         f"top {layers} layers, value head": ("--value", "head", "--last_layers", str(layers)),
+        "LoRA, value head": ("--value", "head", "--lora"),
     }
 
 
 def compare(given: argparse.Namespace, python: Path, folder: Path) -> dict[str, Any]:
     """All runs, in turns."""
-    searched = [
-        {"dtype": dtype, "micro_batch": size, **_peer(given, python, folder, dtype, size, steps=2)}
-        for dtype in ("float32", "bfloat16")
-        for size in sorted({4, 8, 16} & set(range(1, given.batch + 1)))
-    ]
+    searched = search(given, python, folder)
     best = min(searched, key=lambda run: run["seconds"][-1])
     ways = ours(given.last_layers)
     runs: dict[str, list[Run]] = {name: [] for name in ("TRL", *ways)}
-    for _ in range(given.pairs):
-        runs["TRL"].append(_peer(given, python, folder, best["dtype"], best["micro_batch"], steps=given.steps))
+    for pair in range(1, given.pairs + 1):
+        turn = f"pair {pair} of {given.pairs}"
+        peer = _peer(given, folder, best["dtype"], best["micro_batch"], steps=given.steps)
+        runs["TRL"].append(_run([python, *peer], f"{turn}, TRL"))
         for name, flags in ways.items():
-            runs[name].append(_ours(given, folder, flags))
-    settings = {name: value for name, value in vars(given).items() if name not in ("peer", "json")}
+            runs[name].append(_run([sys.executable, *_ours(given, folder, flags)], f"{turn}, ours, {name}"))
     return {
-        "settings": settings,
-        "environment": describe_environment() | {"peer": PEER},
         "searched": searched,
         "chosen": {"dtype": best["dtype"], "micro_batch": best["micro_batch"]},
         "runs": runs,
         "medians": medians(runs, given.batch),
     }
+
+
+def search(given: argparse.Namespace, python: Path, folder: Path) -> list[dict[str, Any]]:
+    """Two steps of the peer with each dtype of its weights and each micro-batch."""
+    sizes = sorted({4, 8, 16} & set(range(1, given.batch + 1)))
+    tried = [(dtype, size) for dtype in ("float32", "bfloat16") for size in sizes]
+    return [
+        {"dtype": dtype, "micro_batch": size}
+        | _run(
+            [python, *_peer(given, folder, dtype, size, steps=2)],
+            f"search {number} of {len(tried)}, TRL with {dtype} weights in micro-batches of {size}",
+        )
+        for number, (dtype, size) in enumerate(tried, 1)
+    ]
 
 
 def medians(runs: Mapping[str, Sequence[Run]], batch: int) -> dict[str, dict[str, float]]:
@@ -121,35 +132,24 @@ def _shape(given: argparse.Namespace, steps: int) -> list[str]:
     return [*map(str, flags), *(["--fixed"] if given.load == "fixed" else [])]
 
 
-def _peer(given: argparse.Namespace, python: Path, folder: Path, dtype: str, size: int, *, steps: int) -> Run:
+def _peer(given: argparse.Namespace, folder: Path, dtype: str, size: int, *, steps: int) -> list[str]:
     flags = [*_shape(given, steps), "--dtype", dtype, "--micro_batch", str(size)]
-    return _run([str(python), str(HERE / "ppo" / "peer.py"), str(folder), *flags])
+    return [str(HERE / "ppo" / "peer.py"), str(folder), *flags]
 
 
-def _ours(given: argparse.Namespace, folder: Path, flags: Sequence[str]) -> Run:
-    command = [sys.executable, "-m", "experiments.benchmarks.ppo.ours", str(folder), *_shape(given, given.steps)]
-    return _run([*command, "--micro_batch", str(min(given.batch, 16)), *flags])
+def _ours(given: argparse.Namespace, folder: Path, flags: Sequence[str]) -> list[str]:
+    command = ["-m", "experiments.benchmarks.ppo.ours", str(folder), *_shape(given, given.steps)]
+    return [*command, "--micro_batch", str(min(given.batch, 16)), *flags]
 
 
-def _run(command: Sequence[str]) -> Run:
+def _run(command: Sequence[str | Path], name: str) -> dict[str, Any]:
+    """What the command prints last, as JSON; a line on stderr says how long the process took."""
+    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-4000:]}")
+    say(f"{name}: {time.perf_counter() - started:.0f} s")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def peer_python(folder: Path) -> Path:
-    """The Python of a virtual environment that holds the peer, and sees our libraries behind it."""
-    python = folder / "bin" / "python"
-    if not (folder / "installed").is_file():
-        venv.create(folder, clear=True)
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        packages = folder / "lib" / version / "site-packages"
-        (packages / "ours.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), PEER]
-        subprocess.run(install, check=True, stdout=sys.stderr)
-        (folder / "installed").touch()
-    return python
 
 
 if __name__ == "__main__":

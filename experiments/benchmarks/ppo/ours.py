@@ -13,7 +13,7 @@ from experiments.benchmarks.ppo.memory import forget_peak, megabytes
 from reward_models.model import RewardModel
 from rlhf import models, ppo
 from rlhf.actor_critic import ValueModel
-from rlhf.config import LastLayers, PPOConfig, Tracking
+from rlhf.config import LastLayers, Lora, PPOConfig, Tracking, Trainable
 from rlhf.run_folder import read_records
 
 
@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--value", choices=("head", "separate"), default="head")
-    parser.add_argument("--last_layers", type=int, help="train these only; all without it")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument("--last_layers", type=int, help="train these only; all without it")
+    trained.add_argument("--lora", action="store_true", help="train adapters only")
     for name in ("steps", "batch", "micro_batch", "tokens", "epochs"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--fixed", action="store_true", help="no token ends a completion")
@@ -35,9 +37,15 @@ def main() -> None:
     print(json.dumps({"seconds": seconds, "peak_mb": megabytes("VmHWM") - before}))
 
 
+def _trainable(given: argparse.Namespace) -> Trainable:
+    if given.lora:
+        return Lora()
+    return LastLayers(given.last_layers) if given.last_layers else "full"
+
+
 def _train(given: argparse.Namespace, output: Path) -> list[float]:
     rows = json.loads((given.folder / "prompts.json").read_text(encoding="utf-8"))
-    trainable = LastLayers(given.last_layers) if given.last_layers else "full"
+    trainable = _trainable(given)
     tokenizer = models.load_tokenizer(str(given.folder / "policy"))
     policy = models.load_policy(str(given.folder / "policy"), tokenizer, trainable=trainable)
     reward = RewardModel.load(given.folder / "reward")
