@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 RUN := runs/sentiment
+# those of its seeds that are there
+DEMOS := $(patsubst %/ppo/done.json,%,$(wildcard $(RUN)/ppo/done.json runs/seed-*/sentiment/ppo/done.json))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo label test mutations check acceptance bench help
@@ -14,7 +16,8 @@ help:
 	@echo "make mutations   plants known bugs of PPO code one at a time; each must turn its tests red"
 	@echo "make check       lint, format, types, layers"
 	@echo "make acceptance  the demo, the tests, each stage killed ten times, and how near PPO comes to the known optimum"
-	@echo "make bench       start-up times of the command line"
+	@echo "make bench       start-up, attention, sampling, PPO beside TRL's, growth with size; hours, on a quiet machine."
+	@echo "                 After the demo also what PPO and TRL learn from the same samples"
 
 # torch comes first and pinned: a looser range pulls a newer build with gigabytes that this project has not been tested with.
 $(STAMP): pyproject.toml constraints.txt
@@ -52,3 +55,10 @@ acceptance: demo test
 
 bench: $(STAMP)
 	$(BIN)/python -m experiments.benchmarks.startup
+	$(BIN)/python -m experiments.benchmarks.attention
+	$(BIN)/python -m experiments.benchmarks.rollout
+	$(BIN)/python -m experiments.benchmarks.ppo_vs_trl
+	$(BIN)/python -m experiments.benchmarks.scaling
+ifneq ($(DEMOS),)
+	$(BIN)/python -m experiments.benchmarks.equal_samples --runs $(DEMOS)
+endif
