@@ -123,7 +123,7 @@ def pooled(of_runs: Sequence[np.ndarray], *, seed: int = 0) -> Estimate:
 
 
 COLUMNS = ("sft_score", "ours_score", "peer_score", "ours_kl", "peer_kl", "difference")
-HEADER = ("", "score of SFT", "ours", "TRL", "KL of ours", "TRL", "ours - TRL, deviations")
+HEADER = ("", "score of SFT", "of ours", "of TRL", "KL of ours", "KL of TRL", "ours - TRL, deviations")
 
 
 def table(result: Mapping[str, Any]) -> str:

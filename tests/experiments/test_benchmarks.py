@@ -22,7 +22,7 @@ def test_differences_are_by_prompt_and_in_deviations_of_the_start() -> None:
 
 
 def test_runs_stay_as_they_are_and_weigh_the_same() -> None:
-    # within a run nothing varies: resampling prompts of all runs together would give an interval from 0 to 1
+    # resampled together, the prompts would vary, and the longer run would weigh more
     found = pooled([np.zeros(2), np.ones(6)])
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
