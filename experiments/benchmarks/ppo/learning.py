@@ -92,7 +92,10 @@ def _check_repeatable(config: PPOConfig) -> None:
     """TRL knows one EOS, and lets a cut completion end with it at its own limit: so must the reward model."""
     reward = contract.load(Path(needed(config.reward, "reward", "the reward model")))
     if reward is None or reward.max_completion_tokens != config.max_completion_tokens or len(reward.eos_token_ids) > 1:
-        raise SystemExit(f"{config.reward}: TRL would read completions of another length, or end them otherwise")
+        raise SystemExit(
+            f"{config.reward}: TRL reads the same text only where PPO has the reward model's max_completion_tokens and "
+            f"there is one EOS: train one of them again"
+        )
     if config.kl_target is not None or config.cliprange_value is None or config.schedule != "linear":
         raise SystemExit("TRL has a fixed kl_coef, clips values and lowers its learning rate linearly: so must the run")
 
