@@ -113,7 +113,7 @@ MUTATIONS = (
     Mutation(
         6,
         "the sampler forgets the temperature",
-        "rlhf/generation/plain.py",
+        "rlhf/generation/sampling.py",
         "scaled = logits.float() / temperature",
         "scaled = logits.float()",
         of("rlhf/test_generation.py", "test_the_samplers_logprobs_are_those_of_a_plain_forward"),
