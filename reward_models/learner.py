@@ -21,6 +21,7 @@ from reward_models.preferences import EncodedRanking, tie_strength
 from rlhf import checkpoint, models
 from rlhf.checkpoint import Checkpoint
 from rlhf.config import RewardConfig
+from rlhf.out_of_memory import Halving
 from rlhf.sequences import pad_rows
 from rlhf.trunk import StateFile
 from rlhf.types import UserError
@@ -59,6 +60,7 @@ class Learner:
         self.config, self.classifier, self.rankings, self.pad = config, classifier.eval(), rankings, pad
         self.states = states
         self.dtype = models.compute_dtype(config.precision, next(classifier.parameters()).device)
+        self.halving = Halving("micro_batch_size", config.micro_batch_size, stage="reward", unit="ranking")
         self.objective = objective(config, rankings)
         self.soft = any(each.soft for each in rankings)  # of the whole training, not of a micro-batch
         self.weights = models.trainable_parameters(classifier)
@@ -79,17 +81,8 @@ class Learner:
     def step(self, number: int) -> Step:
         """Optimiser step `number` (from 0). Raises UserError where the loss or its gradient is not finite."""
         batch = self.batch(number)
-        total, right, pairs = 0.0, 0, 0
-        self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(batch), self.config.micro_batch_size):
-            part = batch[start : start + self.config.micro_batch_size]
-            scores, ranks = ranked_scores(self.classifier, part, pad=self.pad, dtype=self.dtype, states=self.states)
-            losses = self._losses(scores, ranks, [_of_ranked(encoded) for encoded in part])
-            (losses.sum() / len(batch)).backward()
-            total += losses.sum().item()
-            ordered = beats(ranks)
-            right += int((scores[:, :, None] > scores[:, None, :])[ordered].sum())
-            pairs += int(ordered.sum())
+        micro_batches = torch.arange(len(batch)).split(self.config.micro_batch_size)
+        total, right, pairs = self.halving.in_parts(micro_batches, partial(self._gradients, batch))
         norm = clip_grad_norm_(self.weights.values(), self.config.max_grad_norm).item()
         if not math.isfinite(total) or not math.isfinite(norm):
             raise UserError(f"training diverged at step {number + 1}: lower learning_rate, or set precision: fp32")
@@ -97,6 +90,21 @@ class Learner:
         self.optimizer.step()
         self.schedule.step()
         return Step(total / len(batch), right / pairs if pairs else math.nan, norm, learning_rate)
+
+    def _gradients(self, batch: Sequence[EncodedRanking], parts: Sequence[Tensor]) -> tuple[float, int, int]:
+        """Gradients of the batch's mean loss, by parts; returns the sum, the strict pairs ordered right, and all."""
+        total, right, pairs = 0.0, 0, 0
+        self.optimizer.zero_grad(set_to_none=True)
+        for rows in parts:
+            part = [batch[i] for i in rows.tolist()]
+            scores, ranks = ranked_scores(self.classifier, part, pad=self.pad, dtype=self.dtype, states=self.states)
+            losses = self._losses(scores, ranks, [_of_ranked(encoded) for encoded in part])
+            (losses.sum() / len(batch)).backward()
+            total += losses.sum().item()
+            ordered = beats(ranks)
+            right += int((scores[:, :, None] > scores[:, None, :])[ordered].sum())
+            pairs += int(ordered.sum())
+        return total, right, pairs
 
     def _losses(self, scores: Tensor, ranks: Tensor, soft: Sequence[SoftPairs]) -> Tensor:
         """(B,): the objective, or where labels are soft their cross-entropy. All of a training are of one kind."""

@@ -241,6 +241,7 @@ class _Replay:
 
     def __init__(self, completions: list[Generated]):
         self._completions = completions
+        self.batch_size = len(completions)
 
     def sync(self) -> None: ...
 

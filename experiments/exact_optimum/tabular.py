@@ -77,6 +77,7 @@ class TableEngine:
 
     def __init__(self, table: Table):
         self.table = table
+        self.batch_size = BATCH_SIZE
 
     def sync(self) -> None:
         """Nothing to copy: the engine looks at the weights that are trained."""

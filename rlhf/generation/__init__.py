@@ -22,6 +22,9 @@ class Generated(NamedTuple):
 class Engine(Protocol):
     """Draws completions from softmax(logits / temperature): no top-k, no top-p, no penalties."""
 
+    batch_size: int
+    """Most sequences decoded together. Lowered where memory does not suffice; the completions stay the same."""
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from reward_models import learner as learner_module
 from reward_models.learner import Learner, ranked_scores, warmup_then_linear
 from reward_models.losses import plackett_luce_loss
 from reward_models.preferences import encode_ranking
@@ -73,6 +74,48 @@ def test_gradient_does_not_depend_on_micro_batches(tiny_model_folder, tokenizer,
         assert step.accuracy == first_step.accuracy
         for name, gradient in other.items():
             torch.testing.assert_close(gradient, first[name], atol=2e-5, rtol=0)
+
+
+def short_of_memory(monkeypatch, most):
+    """A batch of more rankings than that does not fit; what was taken of the batch before it did."""
+    plain, calls = learner_module.ranked_scores, []
+
+    def scores(classifier, part, **options):
+        calls.append(len(part))
+        if len(part) > most and len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(classifier, part, **options)
+
+    monkeypatch.setattr(learner_module, "ranked_scores", scores)
+    return calls
+
+
+def test_out_of_memory_halves_the_micro_batches_with_the_same_result(
+    tiny_model_folder, tokenizer, rankings, monkeypatch, capsys
+):
+    found = []
+    for faulty in (False, True):
+        learner = learner_of(tiny_model_folder, tokenizer, rankings, batch_size=13, micro_batch_size=5, epochs=2.0)
+        calls = short_of_memory(monkeypatch, most=3) if faulty else []
+        found.append([learner.step(number) for number in range(2)] + [gradients(learner)])
+    assert calls == [5, 5, *[3, 2, 3, 2, 2, 1], *[3, 2, 3, 2, 2, 1]]
+    *steps, last = found[0]
+    for step, other in zip(steps, found[1], strict=False):
+        assert vars(other) == pytest.approx(vars(step), abs=1e-5)
+    for name, gradient in found[1][-1].items():
+        torch.testing.assert_close(gradient, last[name], atol=2e-5, rtol=0)
+    said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert said == [
+        "reward: out of memory: micro_batch_size is halved from 5 to 3 for the rest of this run, with the same "
+        "result; set micro_batch_size: 3 to avoid this"
+    ]
+
+
+def test_a_single_ranking_that_does_not_fit_ends_the_training(tiny_model_folder, tokenizer, rankings, monkeypatch):
+    learner = learner_of(tiny_model_folder, tokenizer, rankings)
+    short_of_memory(monkeypatch, most=0)
+    with pytest.raises(UserError, match=r"^reward: memory does not suffice for a single ranking at a time: train"):
+        learner.step(0)
 
 
 def test_loss_is_the_mean_over_rankings(tiny_model_folder, tokenizer, rankings):

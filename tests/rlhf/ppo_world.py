@@ -43,6 +43,7 @@ class Scripted:
 
     def __init__(self, completions: Sequence[list[int]] = COMPLETIONS) -> None:
         self.completions = completions
+        self.batch_size = len(completions)
 
     def sync(self) -> None:
         """Nothing to take over."""
