@@ -56,7 +56,8 @@ def needed(value: str | None, flag: str, what: str) -> str:
 
 
 POSITIVE = (
-    *("batch_size", "micro_batch_size", "rollout_batch_size", "max_prompt_tokens", "max_completion_tokens"),
+    *("batch_size", "micro_batch_size", "micro_batch_tokens", "rollout_batch_size"),
+    *("max_prompt_tokens", "max_completion_tokens"),
     *("learning_rate", "value_learning_rate", "temperature", "max_grad_norm", "epochs", "num_prompts"),
     *("save_every", "log_every", "kl_horizon"),
 )
@@ -346,6 +347,10 @@ class PPOConfig:
     """Completions per rollout."""
     num_mini_batches: int = 4
     micro_batch_size: int = 16
+    """Sequences forwarded together. Halved, with a line that says so, where memory does not suffice."""
+    micro_batch_tokens: int | None = None
+    """Given: micro-batches hold as many sequences of like length as have at most so many tokens, padding included, in
+    place of `micro_batch_size`. A sequence that is longer by itself stands alone."""
     num_ppo_epochs: int = 2
     learning_rate: float = 1e-5
     schedule: Literal["linear", "constant"] = "linear"
@@ -380,12 +385,11 @@ class PPOConfig:
     def __post_init__(self) -> None:
         _check_common(self)
         require(self.batch_size <= self.total_episodes, "batch_size", self.batch_size, "at most total_episodes")
-        require(
-            self.num_mini_batches >= 1 and self.num_mini_batches * self.micro_batch_size <= self.batch_size,
-            "num_mini_batches",
-            self.num_mini_batches,
-            f"1 to batch_size / micro_batch_size = {self.batch_size} / {self.micro_batch_size}",
-        )
+        most, told = self.batch_size, f"batch_size = {self.batch_size}"
+        if self.micro_batch_tokens is None:
+            most //= self.micro_batch_size
+            told = f"batch_size / micro_batch_size = {self.batch_size} / {self.micro_batch_size}"
+        require(1 <= self.num_mini_batches <= most, "num_mini_batches", self.num_mini_batches, f"1 to {told}")
         require(self.num_ppo_epochs >= 1, "num_ppo_epochs", self.num_ppo_epochs, "at least 1")
         require(self.kl_coef >= 0, "kl_coef", self.kl_coef, "0 or more")
         require(self.kl_target is None or self.kl_target > 0, "kl_target", self.kl_target, "above 0")

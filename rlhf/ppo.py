@@ -25,6 +25,7 @@ from rlhf.generation.choice import engine_for
 from rlhf.kl_control import AdaptiveKL, FixedKL, KLController
 from rlhf.learner import Learner
 from rlhf.origin import check_origin, origin_of
+from rlhf.out_of_memory import Halving
 from rlhf.progress import progress, say
 from rlhf.report_data import Fact, ReportData, write_report_data
 from rlhf.rollout import Rollout, Shaping, collect
@@ -88,7 +89,7 @@ def train(
             started = time.perf_counter()
             batch = task.rollout(step, kl_coef=kl_controller.value)
             sampled = time.perf_counter()
-            updated = task.update(step, batch)
+            updated = task.update(step, batch, kl_coef=kl_controller.value)
             of_rollout = task.metrics(batch, kl_coef=kl_controller.value)
             metrics = {
                 **of_rollout,
@@ -184,11 +185,13 @@ class _Task:
             ema_decay=config.extras.ema_decay,
             accelerator=self.accelerator,
         )
+        self.halving = Halving.of_micro_batches(config.micro_batch_size, config.micro_batch_tokens)
         self.demonstrations = _demonstrations(config, tokenizer)
         self.settings = UpdateSettings(
             num_ppo_epochs=config.num_ppo_epochs,
             num_mini_batches=config.num_mini_batches,
             micro_batch_size=config.micro_batch_size,
+            micro_batch_tokens=config.micro_batch_tokens,
             cliprange=config.cliprange,
             cliprange_value=config.cliprange_value,
             vf_coef=config.vf_coef,
@@ -216,9 +219,22 @@ class _Task:
             reward=self.reward,
             trunk_reward=self.trunk_reward,
             together=partial(processes.together, self.accelerator),
-            model=self.learner.forward,
-            ref_model=self.ref_model,
-            shaping=Shaping(
+            max_tokens=config.max_completion_tokens,
+            temperature=config.temperature,
+            pad_token_id=self.tokenizer.pad_token_id,
+            generator=self._random_rows(step, mine.start),
+            device=self.accelerator.device,
+            trunk=self.trunk,
+            **self._measuring(kl_coef),
+        )
+
+    def _measuring(self, kl_coef: float) -> dict[str, Any]:
+        """How a rollout is measured, the first time and again."""
+        config = self.config
+        return {
+            "model": self.learner.forward,
+            "ref_model": self.ref_model,
+            "shaping": Shaping(
                 kl_coef=kl_coef,
                 gamma=config.gamma,
                 lam=config.lam,
@@ -226,15 +242,12 @@ class _Task:
                 missing_eos_penalty=config.missing_eos_penalty,
                 rloo_samples=config.extras.rloo_samples,
             ),
-            max_tokens=config.max_completion_tokens,
-            temperature=config.temperature,
-            micro_batch_size=config.micro_batch_size,
-            pad_token_id=self.tokenizer.pad_token_id,
-            generator=self._random_rows(step, mine.start),
-            device=self.accelerator.device,
-            reduce=self.reduce,
-            trunk=self.trunk,
-        )
+            "micro_batch_size": config.micro_batch_size,
+            "micro_batch_tokens": config.micro_batch_tokens,
+            "num_mini_batches": config.num_mini_batches,
+            "halving": self.halving,
+            "reduce": self.reduce,
+        }
 
     def _random_rows(self, step: int, first: int) -> torch.Generator:
         """This step's random numbers from row `first` on: any number of processes samples the same batch."""
@@ -242,7 +255,7 @@ class _Task:
         torch.rand(first, self.config.max_completion_tokens, generator=generator, dtype=torch.float64)
         return generator
 
-    def update(self, step: int, batch: Rollout) -> dict[str, float]:
+    def update(self, step: int, batch: Rollout, *, kl_coef: float) -> dict[str, float]:
         """Optimise on the rollout; the first `value_warmup_steps` fit the value only."""
         config = self.config
         has_value = self.learner.model.value is not None
@@ -253,6 +266,8 @@ class _Task:
             generator=_generator(config.seed, "update", step),
             train_policy=not has_value or step >= config.value_warmup_steps,
             ptx_batches=self._ptx_batches(step) if config.extras.ptx_coef else None,
+            halving=self.halving,
+            measure_again=partial(rollout.measured_again, **self._measuring(kl_coef)),
         )
 
     def metrics(self, batch: Rollout, *, kl_coef: float) -> dict[str, float]:

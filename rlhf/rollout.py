@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from rlhf import ops
 from rlhf.actor_critic import TokenModel, TokenOutputs
-from rlhf.generation import Engine
+from rlhf.generation import Engine, Generated
+from rlhf.micro_batches import partition
+from rlhf.out_of_memory import Halving
 from rlhf.scoring import Read, checked_scores
 from rlhf.sequences import Sequences
 from rlhf.statistics import distinct_n
@@ -81,6 +84,9 @@ def collect(
     pad_token_id: int,
     generator: torch.Generator,
     device: torch.device | None = None,
+    micro_batch_tokens: int | None = None,
+    num_mini_batches: int = 1,
+    halving: Halving | None = None,
     reduce: ops.Reduce = ops.alone,
     trunk: Trunk | None = None,
     trunk_reward: TrunkReward | None = None,
@@ -90,29 +96,96 @@ def collect(
 
     With `trunk`, the frozen lower layers run once, here, for both models, for the whole update, and for `trunk_reward`:
     the same reward, where it stands on that trunk. `together` runs the scoring: where one process fails, all must.
+    `num_mini_batches` says into how many the update deals; `halving` is that of the whole run.
     """
     # 1. sample
     engine.sync()
-    sampled = engine.generate(prompt_ids, max_tokens=max_tokens, temperature=temperature, generator=generator)
+    sampled = sample(engine, prompt_ids, max_tokens=max_tokens, temperature=temperature, generator=generator)
     sequences = Sequences.from_lists(prompt_ids, [s.ids for s in sampled], pad=pad_token_id).to(
         device or torch.device("cpu")
     )
     completions = tuple(decode(s.ids) for s in sampled)
     finished = torch.tensor([s.finished for s in sampled], device=device)
     # the very micro-batches that the update will forward
-    micro_batches = partition(sequences, micro_batch_size)
+    micro_batches = partition(
+        sequences, micro_batch_size, tokens=micro_batch_tokens, num_mini_batches=num_mini_batches, reduce=reduce
+    )
+    halving = halving or Halving.of_micro_batches(micro_batch_size, micro_batch_tokens)
     if trunk is not None:
         read = Read.of(trunk_reward, prompts, prompt_ids, completions, sampled) if trunk_reward else None
-        whole = with_trunk_states(trunk, read.sequences.to(sequences.device) if read else sequences, micro_batches)
+        below = partial(with_trunk_states, trunk, read.sequences.to(sequences.device) if read else sequences)
+        whole = halving.in_parts(micro_batches, below)
         assert whole.trunk_states is not None
         sequences = replace(sequences, trunk_states=whole.trunk_states[:, : sequences.width - 1])
         reward = read.scored_by(trunk_reward, whole.trunk_states) if read and trunk_reward else reward
     # 2. score
     scores = torch.tensor(together(lambda: checked_scores(reward, prompts, completions)), device=device)
-    # 3. measure
-    policy = measure(model, sequences, micro_batches)
-    reference = measure(ref_model, sequences, micro_batches)
-    # 4. shape rewards and estimate advantages
+    # 3. measure, 4. shape rewards and estimate advantages
+    measured = measured_by(
+        model,
+        ref_model,
+        sequences,
+        finished=finished,
+        scores=scores,
+        shaping=shaping,
+        micro_batches=micro_batches,
+        halving=halving,
+        reduce=reduce,
+    )
+    return Rollout(
+        **vars(sequences),
+        **measured,
+        finished=finished,
+        scores=scores,
+        sampler_logprobs=_padded([s.logprobs for s in sampled]).to(measured["logprobs"]),
+        prompts=tuple(prompts),
+        completions=completions,
+    )
+
+
+def sample(
+    engine: Engine,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> list[Generated]:
+    """One completion per prompt. Where memory is short the engine decodes fewer rows together from then on.
+
+    Every row has its own random numbers, so its completion stays the same.
+    """
+    rows, state = min(engine.batch_size, len(prompt_ids)), generator.get_state()
+    halving = Halving("rollout_batch_size", rows)
+
+    def attempt() -> list[Generated]:
+        return engine.generate(prompt_ids, max_tokens=max_tokens, temperature=temperature, generator=generator)
+
+    def undo() -> None:
+        engine.batch_size = halving.now
+        generator.set_state(state)
+
+    return halving.retried(attempt, rows=rows, undo=undo)
+
+
+def measured_by(
+    model: TokenModel,
+    ref_model: TokenModel,
+    sequences: Sequences,
+    *,
+    finished: Tensor,
+    scores: Tensor,
+    shaping: Shaping,
+    micro_batches: Sequence[Tensor],
+    halving: Halving,
+    reduce: ops.Reduce = ops.alone,
+) -> dict[str, Tensor]:
+    """What policy and reference make of the completions, and what follows from that: fields of `Rollout` by name."""
+
+    def both(parts: list[Tensor]) -> tuple[TokenOutputs, TokenOutputs]:
+        return measure(model, sequences, parts), measure(ref_model, sequences, parts)
+
+    policy, reference = halving.in_parts(micro_batches, both)
     rewards, advantages, returns = advantages_of(
         sequences,
         scores=scores - shaping.missing_eos_penalty * (~finished),
@@ -122,21 +195,45 @@ def collect(
         shaping=shaping,
         reduce=reduce,
     )
-    return Rollout(
-        **vars(sequences),
-        finished=finished,
-        scores=scores,
-        logprobs=policy.logprobs,
-        ref_logprobs=reference.logprobs,
-        sampler_logprobs=_padded([s.logprobs for s in sampled]).to(policy.logprobs),
-        entropy=policy.entropy,
-        values=policy.values,
-        rewards=rewards,
-        advantages=advantages,
-        returns=returns,
-        prompts=tuple(prompts),
-        completions=completions,
+    return {
+        "logprobs": policy.logprobs,
+        "ref_logprobs": reference.logprobs,
+        "entropy": policy.entropy,
+        "values": policy.values,
+        "rewards": rewards,
+        "advantages": advantages,
+        "returns": returns,
+    }
+
+
+def measured_again(
+    batch: Rollout,
+    *,
+    model: TokenModel,
+    ref_model: TokenModel,
+    shaping: Shaping,
+    micro_batch_size: int,
+    micro_batch_tokens: int | None,
+    num_mini_batches: int,
+    halving: Halving,
+    reduce: ops.Reduce = ops.alone,
+) -> Rollout:
+    """The same completions and scores, measured anew by the same models: in the parts that `halving` has come to."""
+    micro_batches = partition(
+        batch, micro_batch_size, tokens=micro_batch_tokens, num_mini_batches=num_mini_batches, reduce=reduce
     )
+    measured = measured_by(
+        model,
+        ref_model,
+        batch,
+        finished=batch.finished,
+        scores=batch.scores,
+        shaping=shaping,
+        micro_batches=micro_batches,
+        halving=halving,
+        reduce=reduce,
+    )
+    return replace(batch, **measured)
 
 
 def advantages_of(
@@ -163,16 +260,6 @@ def advantages_of(
         advantages = ops.masked(of_sequence[:, None].expand_as(rewards), mask)
         returns = advantages
     return rewards, ops.whiten(advantages, mask, reduce=reduce), returns
-
-
-def partition(sequences: Sequences, micro_batch_size: int) -> list[Tensor]:
-    """Rows of each micro-batch: neighbours in length, so that little padding is forwarded; the last may be smaller.
-
-    The same split measures the old logprobs and runs the update. A row's logprobs depend on its batch in the last bits,
-    and in bf16 in more than those; with one split the ratio of the first minibatch is exactly 1.
-    """
-    lengths = sequences.prompt_lengths + sequences.completion_lengths
-    return list(lengths.argsort(stable=True).split(micro_batch_size))
 
 
 def with_trunk_states(trunk: Trunk, sequences: Sequences, micro_batches: Sequence[Tensor]) -> Sequences:

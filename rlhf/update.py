@@ -7,18 +7,21 @@ own tokens: micro-batches hold neighbours in length, and a token of the short on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf import ops, rollout
+from rlhf import ops
 from rlhf.actor_critic import TokenModel
 from rlhf.learner import Learner
 from rlhf.losses import policy_loss, value_loss
+from rlhf.micro_batches import deal, partition
+from rlhf.out_of_memory import Halving
 from rlhf.rollout import Rollout
 from rlhf.sequences import Sequences
 
@@ -40,6 +43,8 @@ class UpdateSettings:
     dual_clip: float | None = None
     target_kl: float | None = None
     ptx_coef: float = 0.0
+    micro_batch_tokens: int | None = None
+    """Bounds the micro-batches in place of `micro_batch_size`, where it is given."""
 
 
 class TokenSums:
@@ -60,6 +65,10 @@ class TokenSums:
         return {name: float(reduce(total)) / tokens for name, total in self.totals.items() if name != "tokens"}
 
 
+def _as_it_is(batch: Rollout) -> Rollout:
+    return batch
+
+
 def update(
     learner: Learner,
     batch: Rollout,
@@ -68,39 +77,121 @@ def update(
     generator: torch.Generator,
     train_policy: bool = True,
     ptx_batches: Iterator[Sequences] | None = None,
+    halving: Halving | None = None,
+    measure_again: Callable[[Rollout], Rollout] = _as_it_is,
 ) -> dict[str, float]:
     """Run `num_ppo_epochs` over the rollout in minibatches; returns the metrics of the update.
 
     With `train_policy=False` only the value is fitted (warm-up). Raises RuntimeError when the first minibatch does not
-    find the policy that wrote the rollout.
+    find the policy that wrote the rollout. Where memory is short, micro-batches are cut by `halving`, that of the run;
+    in the first minibatch `measure_again` then gives the rollout in the same cut, so that the ratio is 1 in bf16 too.
     """
-    accelerator, reduce = learner.accelerator, reducer(learner.accelerator)
-    micro_batches = rollout.partition(batch, settings.micro_batch_size)
+    reduce = reducer(learner.accelerator)
+    micro_batches = partition(
+        batch,
+        settings.micro_batch_size,
+        tokens=settings.micro_batch_tokens,
+        num_mini_batches=settings.num_mini_batches,
+        reduce=reduce,
+    )
+    halving = halving or Halving.of_micro_batches(settings.micro_batch_size, settings.micro_batch_tokens)
     num_mini_batches = min(settings.num_mini_batches, len(micro_batches))
     tokens = float(reduce(batch.completion_mask.sum())) / num_mini_batches
     sums, norms, skipped = TokenSums(), [], 0
     for epoch in range(settings.num_ppo_epochs):
         of_epoch = TokenSums()
         for number, group in enumerate(deal(micro_batches, settings.num_mini_batches, generator)):
-            for position, rows in enumerate(group):
-                with _sync_only_last(learner, position, len(group)):
-                    loss = minibatch_loss(
-                        learner.forward,
-                        batch.select(rows),
-                        settings=settings,
-                        train_policy=train_policy,
-                        sums=(sums, of_epoch),
-                        must_be_same_policy=train_policy and epoch == 0 and number == 0,
-                    )
-                    accelerator.backward(loss * accelerator.num_processes / tokens)
-            if ptx_batches is not None and train_policy:
-                accelerator.backward(settings.ptx_coef * demonstration_loss(learner.forward, next(ptx_batches)))
+            is_first = epoch == 0 and number == 0
+            shown = next(ptx_batches) if ptx_batches is not None and train_policy else None
+            add = partial(
+                add_gradients,
+                learner,
+                group=group,
+                shown=shown,
+                settings=settings,
+                tokens=tokens,
+                train_policy=train_policy,
+                sums=(sums, of_epoch),
+                must_be_same_policy=train_policy and is_first,
+                halving=halving,
+            )
+            batch = _within_memory(
+                add,
+                batch,
+                rows=max(0 if shown is None else len(shown), *map(len, group)),
+                learner=learner,
+                sums=(sums, of_epoch),
+                halving=halving,
+                measure_again=measure_again if is_first else _as_it_is,
+            )
             norm = optimizer_step(learner, settings.max_grad_norm)
             norms.append(norm)
             skipped += norm is None
         if settings.target_kl is not None and of_epoch.means(reduce)["approxkl"] > settings.target_kl:
             break
     return _update_metrics(sums.means(reduce), [n for n in norms if n is not None], skipped)
+
+
+def add_gradients(
+    learner: Learner,
+    batch: Rollout,
+    *,
+    group: Sequence[Tensor],
+    shown: Sequences | None,
+    settings: UpdateSettings,
+    tokens: float,
+    train_policy: bool,
+    sums: Sequence[TokenSums],
+    must_be_same_policy: bool,
+    halving: Halving,
+) -> None:
+    """Backward through the micro-batches of one minibatch, and through the demonstrations `shown` beside it."""
+    accelerator = learner.accelerator
+    parts = [part for rows in group for part in halving.parts(rows)]
+    for position, rows in enumerate(parts):
+        with _sync_only_last(learner, position, len(parts)):
+            loss = minibatch_loss(
+                learner.forward,
+                batch.select(rows),
+                settings=settings,
+                train_policy=train_policy,
+                sums=sums,
+                must_be_same_policy=must_be_same_policy,
+            )
+            accelerator.backward(loss * accelerator.num_processes / tokens)
+    if shown is None:
+        return
+    for rows in halving.parts(torch.arange(len(shown), device=shown.device)):
+        part = shown.select(rows)
+        share = part.completion_mask.sum() / shown.completion_mask.sum()
+        accelerator.backward(settings.ptx_coef * (share * demonstration_loss(learner.forward, part)))
+
+
+def _within_memory(
+    add: Callable[[Rollout], None],
+    batch: Rollout,
+    *,
+    rows: int,
+    learner: Learner,
+    sums: Sequence[TokenSums],
+    halving: Halving,
+    measure_again: Callable[[Rollout], Rollout],
+) -> Rollout:
+    """Call `add`; where memory is short, again in smaller parts, once what it had added is taken back.
+
+    Returns the rollout that the gradients are of. At most `rows` of its rows are computed together.
+    """
+    before = [dict(each.totals) for each in sums]
+
+    def undo() -> None:
+        nonlocal batch
+        learner.optimizer.zero_grad(set_to_none=True)
+        for each, totals in zip(sums, before, strict=True):
+            each.totals = dict(totals)
+        batch = measure_again(batch)
+
+    halving.retried(lambda: add(batch), rows=rows, undo=undo)
+    return batch
 
 
 def minibatch_loss(
@@ -151,13 +242,6 @@ def minibatch_loss(
 def demonstration_loss(model: TokenModel, batch: Sequences) -> Tensor:
     """Mean negative logprob of demonstrations: the pre-training mix (ptx) of Ouyang et al. 2022."""
     return -ops.masked_mean(model(batch).logprobs, batch.completion_mask)
-
-
-def deal(micro_batches: Sequence[Tensor], num_mini_batches: int, generator: torch.Generator) -> list[list[Tensor]]:
-    """Micro-batches in random order, dealt into minibatches whose sizes differ by at most one."""
-    order = torch.randperm(len(micro_batches), generator=generator)
-    groups = [[micro_batches[i] for i in part.tolist()] for part in order.tensor_split(num_mini_batches)]
-    return [group for group in groups if group]
 
 
 def optimizer_step(learner: Learner, max_grad_norm: float) -> tuple[float, float] | None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rlhf import ops, update
+from rlhf.actor_critic import TokenOutputs
 from rlhf.losses import policy_loss, value_loss
+from rlhf.micro_batches import partition
 from rlhf.rollout import Rollout, Shaping
 from rlhf.sequences import Sequences
 from rlhf.update import TokenSums, deal, demonstration_loss, minibatch_loss, optimizer_step
@@ -81,7 +83,7 @@ def test_the_ratio_is_one_before_the_first_step_for_ragged_prompts(name: str, mo
 def test_the_ratio_is_exactly_one_with_the_rollouts_own_micro_batches() -> None:
     model = world.actor_critic()
     batch = world.gathered(model, world.reference(model), micro_batch_size=3)
-    for rows in update.rollout.partition(batch, 3):
+    for rows in partition(batch, 3):
         part = batch.select(rows)
         now = ops.masked(model(part).logprobs, part.completion_mask)
         assert torch.equal(now, part.logprobs), "not a single bit may differ"
@@ -186,7 +188,7 @@ def test_every_token_weighs_the_same_whatever_the_length_of_its_sequence() -> No
     )
     sums = TokenSums()
     loss = minibatch_loss(
-        lambda batch, **_: update.rollout.TokenOutputs(logits, zeros, zeros),
+        lambda batch, **_: TokenOutputs(logits, zeros, zeros),
         rollout,
         settings=world.settings(),
         train_policy=True,
