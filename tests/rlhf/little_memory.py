@@ -33,7 +33,7 @@ def train(folder: Path, name: str, micro_batch_size: int) -> None:
             max_completion_tokens=8,
             value_warmup_steps=0,
         ),
-        policy=models.load_policy(str(folder / "start"), tokenizer),
+        policy=models.load_policy(str(folder / "start"), tokenizer, trainable="full"),
         tokenizer=tokenizer,
         reward=world.length_reward,
         prompts=world.TEXTS,
