@@ -133,6 +133,11 @@ class Pass:
         held = [(slots.get(id(row), len(rows)), start, row.length) for row, start in cache.holders]
         self._slot, self._start, self._length = self._tensor(held).T  # of each block
 
+    @property
+    def rows(self) -> int:
+        """How many it is for, each prompt as one."""
+        return self._count + len(self._lengths)
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, **how: Any
     ) -> Tensor:

@@ -31,8 +31,8 @@ Fault = Callable[[int, dict[str, Any]], bool]
 
 
 def sampling(options: dict[str, Any]) -> bool:
-    """Whether it is the engine that asks: nothing else keeps a cache."""
-    return bool(options.get("use_cache"))
+    """Whether it is an engine that asks: nothing else keeps a cache, or puts rows into one line."""
+    return bool(options.get("use_cache")) or "ragged" in options
 
 
 def measuring(options: dict[str, Any]) -> bool:
@@ -65,7 +65,8 @@ def short_of_memory(policy: Any, fault: Fault) -> Any:
     """The policy, and every copy of it, raises what torch does on a CPU, wherever the fault says."""
 
     def refuse(_: Any, arguments: Any, options: dict[str, Any]) -> None:
-        if fault(len(options["input_ids"]), options):
+        line = options.get("ragged")
+        if fault(line.rows if line else len(options["input_ids"]), options):
             raise RuntimeError(NO_MEMORY)
 
     policy.base_model.register_forward_pre_hook(refuse, with_kwargs=True)

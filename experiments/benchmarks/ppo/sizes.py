@@ -30,7 +30,7 @@ class TimedEngine:
     """An engine that says how long it took, what it copies of the policy included."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.batch_size = engine, engine.batch_size
         self.seconds = 0.0
 
     def generate(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[Generated]:
