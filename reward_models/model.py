@@ -71,7 +71,7 @@ class RewardModel:
         classifier = load_classifier(str(folder), tokenizer).to(device())
         contract = contracts.load(source)
         model = RewardModel(classifier, tokenizer, contract=contract, precision=precision, batch_size=batch_size)
-        only_read(unwrapped(classifier), model._dtype, but=[unwrapped(classifier).score])
+        only_read(unwrapped(classifier), model._dtype, but=unwrapped(classifier).score)
         return model
 
     def share_weights(self, other: Any) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -192,20 +191,23 @@ def hold_once(model: nn.Module, other: nn.Module) -> None:
             setattr(model.get_submodule(holder), own, same)
 
 
-def only_read(model: nn.Module, dtype: torch.dtype, *, but: Iterable[nn.Module] = ()) -> Any:
+def only_read(
+    model: nn.Module, dtype: torch.dtype, *, but: nn.Module | None = None, beside: nn.Module | None = None
+) -> Any:
     """The same model with the weights of its linear layers in `dtype`, in which `autocast` multiplies them anyway.
 
     For a model that is never trained: half the memory, and nothing to convert in each pass, with outputs equal to the
-    bit. What it shares with another module (the embeddings, say), and the modules `but`, stay in fp32.
+    bit. What another kind of module reads as well (the embeddings), the module `but`, and what the model `beside` it
+    holds too stay as they are. All that is its own is copied: mapped from a file, one weight would keep all of that.
     """
     if dtype == torch.float32:
         return model
-    linear = [module for module in model.modules() if type(module) is nn.Linear]
-    others = [*(module for module in model.modules() if type(module) is not nn.Linear), *but]
-    shared = {id(weight) for module in others for weight in module.parameters(recurse=False)}
-    for module in linear:
-        if not any(id(weight) in shared or weight.requires_grad for weight in module.parameters(recurse=False)):
-            module.to(dtype)
+    theirs = {id(weight) for weight in beside.parameters()} if beside else set()
+    others = (module for module in model.modules() if type(module) is not nn.Linear or module is but)
+    in_fp32 = {id(weight) for module in others for weight in module.parameters(recurse=False)}
+    for weight in model.parameters():
+        if id(weight) not in theirs:
+            weight.data = weight.data.to(torch.float32 if id(weight) in in_fp32 else dtype, copy=True)
     return model
 
 

@@ -175,7 +175,7 @@ class _Task:
         else:
             if isinstance(reward, SharesWeights):
                 reward.share_weights(ref_policy)
-            models.only_read(ref_policy, dtype, but=policy.modules())
+            models.only_read(ref_policy, dtype, beside=policy)
         self.learner = Learner(
             ActorCritic(policy, value, temperature=config.temperature, dtype=dtype, trunk=self.trunk).to(start),
             learning_rate=config.learning_rate,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from rlhf.generation.packed import Packed
 from rlhf.sharding import whole
@@ -23,7 +24,7 @@ class SamplingModel:
     def __init__(self, policy: Any, *, dtype: torch.dtype, rows: int, own_copy: torch.device | None = None):
         """`rows` is how many are usually decoded together."""
         self._policy = policy
-        self.model = copy.deepcopy(policy).to(own_copy, dtype) if own_copy or dtype != torch.float32 else policy
+        self.model = _copied(policy, own_copy, dtype) if own_copy or dtype != torch.float32 else policy
         self._packed = Packed(self.model, rows=rows) if self.model is not policy else None
 
     @property
@@ -49,3 +50,16 @@ class SamplingModel:
         finally:
             if was_training:
                 self.model.train()
+
+
+def _copied(policy: Any, device: torch.device | None, dtype: torch.dtype) -> Any:
+    """A copy with its weights in `dtype`, without one in fp32 on the way.
+
+    Buffers stay in their own precision: rounded frequencies of a rotary embedding would turn late tokens to where the
+    policy does not have them.
+    """
+    weights = {
+        id(w): nn.Parameter(w.detach().to(device, dtype, copy=True), w.requires_grad) for w in policy.parameters()
+    }
+    twin = copy.deepcopy(policy, weights)
+    return twin if device is None else twin.to(device)

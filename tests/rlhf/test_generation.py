@@ -265,6 +265,17 @@ def test_a_copy_in_bf16_follows_the_policys_weights_when_told() -> None:
     assert {w.dtype for w in model.parameters()} == {torch.float32}
 
 
+def test_a_copy_in_bf16_turns_late_tokens_to_where_the_policy_has_them() -> None:
+    """The frequencies of the rotary embedding are buffers, and rounding them would add up over positions."""
+    model = copy.deepcopy(policy("llama"))
+    made = engine(model, dtype=torch.bfloat16)
+    mine = dict(made._sampled.model.named_buffers())
+    assert mine
+    for name, buffer in model.named_buffers():
+        assert torch.equal(mine[name], buffer), name
+        assert mine[name].dtype == buffer.dtype == torch.float32
+
+
 def test_in_fp32_the_engine_samples_from_the_policy_itself() -> None:
     model = copy.deepcopy(policy("llama"))
     made = engine(model)

@@ -178,7 +178,7 @@ def test_a_model_that_is_only_read_says_the_same_in_bf16(
     reference = models.frozen_copy(model)
     with models.autocast(torch.device("cpu"), torch.bfloat16):
         before, own = logits(reference), logits(model)
-        models.only_read(reference, torch.bfloat16, but=model.modules())
+        models.only_read(reference, torch.bfloat16, beside=model)
         assert torch.equal(logits(reference), before)
         assert torch.equal(logits(model), own)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
