@@ -19,6 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.benchmarks.record import add_json_flag, origin, publish
+from rlhf.progress import quiet
+
 Prompts = list[list[int]]
 Way = Callable[[Prompts, int], list[int]]
 """Prompts and a seed in, the tokens of each completion out."""
@@ -50,26 +53,26 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of a completion, at most")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    add_json_flag(parser)
     given = parser.parse_args()
+    quiet()
     result = compare(given)
-    print(json.dumps(result, indent=1) if given.json else table(result))
+    publish(result, table(result), json_to=given.json)
 
 
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """All batch sizes, and what the machine can do."""
     import torch
 
-    from rlhf.environment import describe_environment
     from rlhf.memory import keep_freed_memory
 
+    made_by = origin("experiments.benchmarks.rollout", given, seed=given.seed)
     keep_freed_memory()
     torch.set_num_threads(2)
     machine = limits()
     model, loads = prepared(given)
     return {
-        "settings": {name: value for name, value in vars(given).items() if name != "json"},
-        "environment": describe_environment(),
+        **made_by,
         "machine": machine,
         "batches": {load.batch: of_load(model, load, given, machine) for load in loads},
     }

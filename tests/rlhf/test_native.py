@@ -10,9 +10,9 @@ import torch
 
 from rlhf import attention, models
 from rlhf.config import Lora
-from rlhf.generation import native
-from rlhf.generation.choice import engine_for
-from rlhf.generation.native import NativeEngine, why_not
+from rlhf.generation import batch
+from rlhf.generation.choice import engine_for, why_not
+from rlhf.generation.native import NativeEngine
 from rlhf.generation.plain import PlainEngine
 from rlhf.generation.ragged import BLOCK, KeyValues, Row
 from tests.rlhf import ppo_world as world
@@ -145,7 +145,7 @@ def test_a_slot_that_falls_free_is_filled_at_the_next_step(monkeypatch: pytest.M
 
 def test_prompts_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build("llama")
-    monkeypatch.setattr(native, "MOST_READ", 40)
+    monkeypatch.setattr(batch, "MOST_READ", 40)
     engine = ours(model, batch_size=64)
     theirs = sampled(plain(model), prompts(20))
     passes = forwards(model, monkeypatch)
