@@ -113,7 +113,8 @@ def train(
             raise
         metrics = {"eval/loss": trainer.evaluate()["eval_loss"]} if held_out_rows else {}
         tracker.log(metrics, step=steps)
-        policy.eval()
+        # the trainer's autocast around the policy's forward would stay with it
+        policy = trainer.accelerator.unwrap_model(policy, keep_fp32_wrapper=False).eval()
         models.save_model(policy, tokenizer, folder / "model", contract=contract)
         _show_samples(config, tracker, policy, tokenizer, list(held_out or training), steps)
         tracker.summary(metrics | {"demonstrations": len(rows)})

@@ -1,10 +1,11 @@
-"""`python -m experiments.benchmarks.rollout`: our engines against `generate` and `generate_batch` of transformers.
+"""`python -m experiments.benchmarks.rollout`: our engine against `generate` or `generate_batch` of transformers.
 
 Same weights, prompts, limits and threads, no top-k or top-p, in one process and by turns. The real load is questions
-through the chat template and beginnings of reviews, which end where the model ends them. The peers get the dtype that
-is faster for them, found here first, and `generate` its prompts sorted by length. Tokens are those of completions, up
-to the one that ended each. The last column is the share of what this machine could do at best, measured in the same
-run: if every weight were read once a step, or every product ran as fast as a large one, whichever takes longer.
+through the chat template and beginnings of reviews, which end where the model ends them. The peer is the faster of
+`generate` and `generate_batch`, in the dtype that is faster for it, found here first on short completions; `generate`
+gets its prompts sorted by length. Tokens are those of completions, up to the one that ended each. The last column is
+the share of what this machine could do at best, measured in the same run: if every weight were read once a step, or
+every product ran as fast as a large one, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 def of_load(model: Any, load: Load, given: argparse.Namespace, machine: Mapping[str, float]) -> dict[str, Any]:
     """All ways over one load, by turns."""
-    searched, ways = peers(model, load, given.seed)
-    ways = {"rlhf": ours(model, load), **ways}
+    searched, name, way = peer(model, load, given.seed)
+    ways = {"rlhf": ours(model, load), name: way}
     ways["rlhf"](load.prompts[: load.batch], given.seed)  # the first call of each is slower
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for pair in range(given.pairs):
@@ -141,12 +142,13 @@ def ours(model: Any, load: Load) -> Way:
     return generate
 
 
-def peers(model: Any, load: Load, seed: int) -> tuple[list[dict[str, Any]], dict[str, Way]]:
-    """Both ways of transformers, each with the weights in the dtype that is faster for it; the search beside them."""
+def peer(model: Any, load: Load, seed: int) -> tuple[list[dict[str, Any]], str, Way]:
+    """The faster way of transformers, with the weights in the dtype that is faster for it; the search before it."""
     import torch
 
     short = load._replace(tokens=min(load.tokens, SEARCHED))
-    searched, best = [], {}
+    searched: list[dict[str, Any]] = []
+    made: list[Way] = []
     for name, way in (("generate", plain), ("generate_batch", continuous)):
         for dtype in (torch.float32, torch.bfloat16):
             twin = in_dtype(model, dtype)
@@ -155,10 +157,10 @@ def peers(model: Any, load: Load, seed: int) -> tuple[list[dict[str, Any]], dict
             run = timed(trial, load.prompts[: load.batch], seed)
             rate = run["tokens"] / run["seconds"]
             searched.append({"way": name, "dtype": str(dtype).removeprefix("torch."), "tokens_per_second": rate})
-            report(f"search: {name} in {dtype}: {rate:.0f} tokens/s")
-            if rate > best.get(name, (0.0, None))[0]:
-                best[name] = (rate, way(twin, load))
-    return searched, {name: made for name, (_, made) in best.items() if made}
+            made.append(way(twin, load))
+            report(f"batch {load.batch}, search: {name} in {searched[-1]['dtype']}: {rate:.0f} tokens/s")
+    best = max(range(len(made)), key=lambda i: searched[i]["tokens_per_second"])
+    return searched, searched[best]["way"], made[best]
 
 
 def in_dtype(model: Any, dtype: Any) -> Any:

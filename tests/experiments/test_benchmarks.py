@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from experiments.benchmarks.equal_samples import differences, pooled
 from experiments.benchmarks.ppo import peer_environment
 from experiments.benchmarks.ppo.sizes import expected
+from experiments.benchmarks.rollout import Load, limit, medians, repeated, until_eos
 from experiments.benchmarks.scaling import markdown, slope
 
 
@@ -74,3 +76,43 @@ def test_the_peers_environment_is_made_anew_beside_other_libraries(
     marker.write_text("")  # of a version that did not say
     peer_environment.peer_python(tmp_path)
     assert made == ["/one", "/other", "/other"]
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_only_tokens_up_to_the_end_of_a_completion_count() -> None:
+    assert [until_eos(row, (2, 9)) for row in ([5, 2, 0, 0], [9], [5, 6, 7], [])] == [2, 1, 3, 0]
+
+
+def test_sampling_is_compared_within_a_turn() -> None:
+    def run(tokens: int, seconds: float, least: float) -> dict[str, float]:
+        return {"tokens": tokens, "seconds": seconds, "limit_seconds": least}
+
+    runs = {
+        "rlhf": [run(100, 1, 0.5), run(100, 2, 0.5), run(100, 4, 0.5)],  # the machine slows down
+        "generate": [run(100, 4, 0.5), run(100, 6, 0.5), run(100, 20, 0.5)],
+    }
+    found = medians(runs)
+    assert found["rlhf"] == {"tokens_per_second": 50, "ours_times_as_fast": 1, "share_of_limit": 0.25}
+    assert found["generate"]["ours_times_as_fast"] == 4  # of 4, 3 and 5; the ratio of the medians is 3
+
+
+def test_the_limit_of_the_machine_by_hand() -> None:
+    """10 weights in the body, 6 in the head, which is the embedding's: 16 in all. 5 prompt tokens, 3 + 1 sampled."""
+    table = SimpleNamespace(weight=SimpleNamespace(numel=lambda: 6))
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: table,
+        get_input_embeddings=lambda: table,
+        parameters=lambda: [table.weight, SimpleNamespace(numel=lambda: 10)],
+        config=SimpleNamespace(tie_word_embeddings=True),
+    )
+    load = Load([[1, 2], [1, 2, 3]], batch=2, tokens=9, eos=(), pad=0)
+    operations, bytes_read = 2 * 10 * (5 + 4) + 2 * 6 * 4, 2 * 16 * 3  # three steps: the longer completion
+    slow_products = {"gflops": 1e-9, "gbytes": 1.0}
+    assert limit(model, load, [3, 1], slow_products) == pytest.approx(operations)
+    assert limit(model, load, [3, 1], {"gflops": 1.0, "gbytes": 1e-9}) == pytest.approx(bytes_read)
+
+
+def test_prompts_go_round_and_stand_together() -> None:
+    assert repeated([[1], [2]], 6, 2) == [[1], [1], [2], [2], [1], [1]]

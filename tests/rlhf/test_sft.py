@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf import checkpoint, sft
+from rlhf import checkpoint, models, sft
 from rlhf.config import LastLayers, SFTConfig
 from rlhf.types import DataError, Demonstration, UserError
 from tests.rlhf import ppo_world as world
@@ -144,6 +144,18 @@ def test_it_learns_to_write_the_demonstration_and_to_end(
     eos_only = {"input_ids": row["input_ids"], "labels": [*[-100] * (len(row["labels"]) - 1), row["labels"][-1]]}
     assert nll(result.policy, eos_only)[0] < share * nll(before, eos_only)[0]
     assert not result.policy.training
+
+
+def test_the_trainer_leaves_nothing_of_bf16_on_the_policy(
+    tiny_model_folder: Path, tiny_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It computes in fp32 again, as the model that was written does, and the native engine can sample from it."""
+    result = train(tiny_model_folder, tiny_tokenizer, config(tmp_path / "run", precision="bf16"))
+    assert "plain engine" not in capsys.readouterr().err
+    written = models.load_policy(str(result.model_folder), tiny_tokenizer)
+    ids = torch.tensor([[5, 9, 7, 31, 8, 12]])
+    with torch.no_grad():
+        assert torch.equal(result.policy(input_ids=ids).logits, written(input_ids=ids).logits)
 
 
 def test_the_stage_leaves_a_model_a_contract_samples_and_a_record(
