@@ -28,7 +28,7 @@ Way = Callable[[Prompts, int], list[int]]
 """Prompts and a seed in, the tokens of each completion out."""
 
 
-SEARCHED = 16
+SEARCHED = 64
 """Tokens of a completion while the peers' dtype is searched."""
 
 
