@@ -173,9 +173,9 @@ class _Task:
         if sharded:
             sharding.shard(ref_policy, self.accelerator)
         else:
-            if isinstance(reward, SharesWeights):
-                reward.share_weights(ref_policy)
             models.only_read(ref_policy, dtype, beside=policy)
+            if isinstance(reward, SharesWeights):  # after that: a reward that computes in fp32 keeps its own weights
+                reward.share_weights(ref_policy)
         self.learner = Learner(
             ActorCritic(policy, value, temperature=config.temperature, dtype=dtype, trunk=self.trunk).to(start),
             learning_rate=config.learning_rate,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reward_models.model import RewardModel, calibration, scores_of, sequence_scores, set_calibration, unwrapped
+from rlhf import ppo
 from rlhf.config import LastLayers
 from rlhf.models import (
     choose_trainable,
@@ -21,6 +22,7 @@ from rlhf.models import (
 )
 from rlhf.text import encode_completion, encode_prompt
 from rlhf.types import ContractError, DataError, RewardFn
+from tests.rlhf import ppo_world as world
 from tests.rlhf import tiny
 
 PROMPTS = ["the film is", "a dull , slow and", "It was", "one of the best"]
@@ -235,3 +237,19 @@ def test_scores_stay_the_same_when_weights_are_shared(tiny_model_folder, tokeniz
     assert lowest is policy.model.layers[0].mlp.up_proj.weight
     assert loaded.on_trunk(model_contract(policy, tokenizer, max_prompt_tokens=99, max_completion_tokens=99))
     assert loaded.classifier.score.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("trainable", ["full", LastLayers(1)], ids=str)
+def test_a_reward_in_fp32_scores_beside_a_policy_in_bf16(tiny_model_folder, tokenizer, tmp_path, trainable):
+    """What the reference gives up for bf16 must not be the reward model's."""
+    classifier = trained_a_little(
+        classifier_of(tiny_model_folder, tokenizer, LastLayers(1)), rows_of(tokenizer), tokenizer.pad_token_id
+    )
+    contract = model_contract(classifier, tokenizer, max_prompt_tokens=99, max_completion_tokens=99)
+    save_model(classifier, tokenizer, tmp_path / "reward", contract=contract)
+    reward = RewardModel.load(tmp_path / "reward", precision="fp32")
+    before = reward(PROMPTS, COMPLETIONS)
+    policy = load_policy(str(tiny_model_folder), tokenizer, trainable=trainable)
+    config = world.config(tmp_path / "run", precision="bf16", trainable=trainable, total_episodes=8)
+    ppo.train(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=world.TEXTS)
+    assert reward(PROMPTS, COMPLETIONS) == before
