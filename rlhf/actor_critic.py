@@ -7,18 +7,20 @@ in one precision. Dropout is off because the module stays in evaluation mode.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlhf import ops
 from rlhf.lm_head import LMHead
-from rlhf.models import autocast, keeps_logits
+from rlhf.models import autocast, casting_once, keeps_logits
 from rlhf.sequences import Sequences
 from rlhf.sharding import is_sharded
 from rlhf.trunk import Trunk
+
+Part = Literal["policy", "value"]
 
 
 class TokenOutputs(NamedTuple):
@@ -36,6 +38,17 @@ class TokenModel(Protocol):
     """What `rollout` and `ppo` need of a policy with its value: `ActorCritic`, or a table of logits in a test."""
 
     def __call__(self, batch: Sequences, *, train_policy: bool = True) -> TokenOutputs: ...
+
+
+def one_by_one(model: Any) -> tuple[Part, ...]:
+    """Parts of a model whose losses share no pass, so that the first one's is over before the next one's begins."""
+    return ("policy", "value") if isinstance(model, ActorCritic) and isinstance(model.value, ValueModel) else ()
+
+
+def passes_of(model: Any) -> AbstractContextManager[Any]:
+    """Around several forward passes of a model between two optimiser steps: they share what can be shared."""
+    model = getattr(model, "module", model)  # inside accelerate's wrapper
+    return model.together() if isinstance(model, ActorCritic) else nullcontext()
 
 
 class ActorCritic(nn.Module):
@@ -59,13 +72,23 @@ class ActorCritic(nn.Module):
         self._head = LMHead.of(policy)
         self.eval()
 
-    def forward(self, batch: Sequences, *, train_policy: bool = True) -> TokenOutputs:
+    def together(self) -> AbstractContextManager[Any]:
+        """See `passes_of`."""
+        weight = next(self.policy.parameters())
+        # sharded weights are gathered anew for each pass
+        return nullcontext() if is_sharded(weight) else casting_once(weight.device, self.dtype)
+
+    def forward(self, batch: Sequences, *, train_policy: bool = True, only: Part | None = None) -> TokenOutputs:
         """Logprobs, entropy and values of the completion's tokens.
 
         The frozen lower layers are not run where the batch brings their states. With `train_policy=False` no gradient
-        flows into the policy or its trunk: the warm-up of a new value head.
+        flows into the policy or its trunk: the warm-up of a new value head. With `only` one of `one_by_one(self)` runs,
+        and the other's outputs are 0.
         """
         inputs = batch.model_inputs()
+        if only == "value":
+            empty = torch.zeros(batch.completion_mask.shape, device=batch.completion_mask.device)
+            return TokenOutputs(empty, empty, self._values(empty[..., None], inputs, empty))
         with (
             nullcontext() if train_policy else torch.no_grad(),
             autocast(inputs["input_ids"].device, self.dtype),
@@ -74,13 +97,15 @@ class ActorCritic(nn.Module):
             # sharded weights are whole only inside the forward pass of the module that was sharded
             fuses = self._head is not None and not is_sharded(self._head.linear.weight)
             logprobs, entropy, hidden = (self._fused if fuses else self._whole)(batch, inputs)
-        return TokenOutputs(logprobs, entropy, self._values(hidden, inputs, logprobs))
+        values = torch.zeros_like(logprobs) if only == "policy" else self._values(hidden, inputs, logprobs)
+        return TokenOutputs(logprobs, entropy, values)
 
     def _fused(self, batch: Sequences, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logprobs (B, T), entropy (B, T) and last hidden states (B, T, D); the LM head runs on real tokens only."""
         assert self._head is not None
         mask, tokens = batch.completion_mask, batch.completion_ids
-        hidden = self._head.decoder(**inputs, use_cache=False).last_hidden_state[:, -tokens.shape[1] :]
+        with self._head.sparse_embedding():
+            hidden = self._head.decoder(**inputs, use_cache=False).last_hidden_state[:, -tokens.shape[1] :]
         logprobs, entropy = self._head(hidden[mask], tokens[mask], temperature=self.temperature, dtype=self.dtype)
         empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
         return empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropy), hidden

@@ -245,6 +245,8 @@ class _Replay:
 
     def sync(self) -> None: ...
 
+    def rest(self) -> None: ...
+
     def generate(self, prompts: Any, **_: Any) -> list[Generated]:
         return self._completions
 

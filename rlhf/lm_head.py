@@ -3,11 +3,15 @@
 Over a vocabulary of 50,000 the logits are by far the largest tensor of PPO, and nobody wants them: the loss needs one
 number a token. Here they exist for a chunk only. Where the head is frozen, the gradient of a token's logprob with
 respect to its hidden state, W[token] - sum_v p_v W[v], is computed while the probabilities are there: a row of the
-hidden size is kept in place of a row of the vocabulary's, and the backward pass is one multiplication.
+hidden size is kept in place of a row of the vocabulary's, and the backward pass is one multiplication. Where it is
+trained, the backward pass goes through the vocabulary in chunks, over all tokens: then the gradient of each row of the
+head is finished at once, and a sum as large as the head is not read and written for every chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +42,23 @@ class LMHead:
         own = linear(decoder(input_ids=ids, use_cache=False).last_hidden_state)
         return LMHead(linear, decoder) if torch.equal(logits, own) else None
 
+    @contextmanager
+    def sparse_embedding(self) -> Iterator[None]:
+        """Inside the block the embedding's gradient is one of the rows that were read, if the head shares its weights.
+
+        It ends in the head's own, which is as large as the vocabulary, and need not be as large itself.
+        """
+        embedding = self.decoder.get_input_embeddings()
+        tied = isinstance(embedding, nn.Embedding) and embedding.weight is self.linear.weight
+        if not tied or embedding.sparse:
+            yield
+            return
+        embedding.sparse = True
+        try:
+            yield
+        finally:
+            embedding.sparse = False
+
     def __call__(
         self, hidden: Tensor, tokens: Tensor, *, temperature: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
@@ -58,13 +79,13 @@ class _TokenStatistics(torch.autograd.Function):
         head_is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         wants_slopes = ctx.needs_input_grad[0] and not head_is_trained
         cast = weight.to(dtype)
-        parts = []
-        for rows, ids in _chunks(hidden.to(dtype), tokens, len(weight)):
-            shifted, chosen = _shifted(rows, cast, bias, ids, temperature)
-            parts.append(_statistics(shifted, chosen, weight=cast, tokens=ids, wants_slopes=wants_slopes))
-        logprobs, entropies, slopes = (torch.cat(part) for part in zip(*parts, strict=True))
+        parts = [
+            _statistics(rows, cast, bias, ids, temperature=temperature, wants_slopes=wants_slopes)
+            for rows, ids in _chunks(hidden.to(dtype), tokens, len(weight))
+        ]
+        logprobs, entropies, normalisers, slopes = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.mark_non_differentiable(entropies)
-        ctx.save_for_backward(*((slopes,) if wants_slopes else (hidden, weight, bias, tokens)))
+        ctx.save_for_backward(*((slopes,) if wants_slopes else (hidden, weight, bias, tokens, normalisers)))
         ctx.wants_slopes = wants_slopes
         return logprobs, entropies
 
@@ -74,46 +95,58 @@ class _TokenStatistics(torch.autograd.Function):
         if ctx.wants_slopes:
             (slopes,) = ctx.saved_tensors
             return (slopes * upstream[:, None]).to(ctx.input_dtype), None, None, None, None, None
-        hidden, weight, bias, tokens = ctx.saved_tensors
-        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        of_bias = torch.zeros_like(bias) if bias is not None else None
-        cast, done = weight.to(ctx.dtype), 0
-        for rows, ids in _chunks(hidden.to(ctx.dtype), tokens, len(weight)):
-            here = slice(done, done + len(rows))
-            of_logits = _shifted(rows, cast, bias, ids, ctx.temperature)[0].softmax(-1).neg_()
-            of_logits[torch.arange(len(rows), device=rows.device), ids] += 1
-            of_logits *= upstream[here, None]
+        hidden, weight, bias, tokens, normalisers = ctx.saved_tensors
+        rows = hidden.to(ctx.dtype)
+        of_hidden = torch.zeros_like(normalisers[:, None].expand(-1, rows.shape[1]))
+        of_weight = torch.empty_like(weight)
+        of_bias = torch.empty_like(bias) if bias is not None else None
+        size = _chunk_size(len(rows))
+        for start in range(0, len(weight), size):
+            here = slice(start, start + size)
+            cast = weight[here].to(ctx.dtype)
+            scaled = _scaled_logits(rows, cast, None if bias is None else bias[here], ctx.temperature)
+            of_logits = scaled.sub_(normalisers[:, None]).exp_().mul_(-upstream[:, None])
+            (chosen,) = torch.where((tokens >= start) & (tokens < start + size))
+            of_logits[chosen, tokens[chosen] - start] += upstream[chosen]
             if of_bias is not None:
-                of_bias += of_logits.sum(0)
+                of_bias[here] = of_logits.sum(0)
             of_logits = of_logits.to(ctx.dtype)
-            of_hidden[here] = of_logits @ cast
-            of_weight += of_logits.T @ rows
-            done += len(rows)
-        return of_hidden, of_weight, of_bias, None, None, None
+            of_hidden += of_logits @ cast
+            of_weight[here] = of_logits.T @ rows
+        return of_hidden.to(ctx.input_dtype), of_weight, of_bias, None, None, None
+
+
+def _chunk_size(others: int) -> int:
+    """How many rows of so many numbers stand together."""
+    return max(CHUNK // max(others, 1), 16)
 
 
 def _chunks(hidden: Tensor, tokens: Tensor, vocabulary: int) -> Any:
-    size = max(CHUNK // vocabulary, 16)
+    size = _chunk_size(vocabulary)
     return zip(hidden.split(size), tokens.split(size), strict=True)
 
 
-def _shifted(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Logits / temperature (n, V) less their row's largest, in fp32 or better, and those of the tokens (n,)."""
+def _scaled_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """Logits / temperature (n, V) in fp32 or better."""
     with torch.autocast(rows.device.type, enabled=False):
         logits = nn.functional.linear(rows, weight, None if bias is None else bias.to(rows.dtype))
     scaled = logits if logits.dtype == torch.float64 else logits.float()
     if temperature != 1:
         scaled /= temperature
-    scaled -= scaled.amax(-1, keepdim=True)
-    return scaled, scaled.gather(-1, tokens[:, None]).squeeze(-1)
+    return scaled
 
 
 def _statistics(
-    shifted: Tensor, chosen: Tensor, *, weight: Tensor, tokens: Tensor, wants_slopes: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs (n,), entropies (n,) and slopes (n, D) of one chunk: d logprob / d hidden, times the temperature."""
+    rows: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *, temperature: float, wants_slopes: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of one chunk: logprobs (n,), entropies (n,), the logs of what the softmax divides by (n,), and slopes (n, D).
+
+    A slope is d logprob / d hidden, times the temperature.
+    """
+    shifted = _scaled_logits(rows, weight, bias, temperature)
+    largest = shifted.amax(-1, keepdim=True)
+    shifted -= largest
+    chosen = shifted.gather(-1, tokens[:, None]).squeeze(-1)
     weights = shifted.exp()
     total = weights.sum(-1)
     shifted.clamp_(min=torch.finfo(shifted.dtype).min)  # an impossible token counts 0 in the entropy, not 0 * inf
@@ -123,4 +156,4 @@ def _statistics(
         with torch.autocast(weight.device.type, enabled=False):
             mean = weights.div_(total[:, None]).to(weight.dtype) @ weight
         slopes = weight[tokens].to(total.dtype) - mean.to(total.dtype)
-    return chosen - total.log(), entropy, slopes
+    return chosen - total.log(), entropy, largest.squeeze(-1) + total.log(), slopes

@@ -7,6 +7,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _LARGEST = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> None:
@@ -22,4 +23,4 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return  # another C library: its allocator has its own ways
     mallopt(_MMAP_THRESHOLD, _LARGEST)
-    mallopt(_TRIM_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _NEVER)  # the largest number means 2 GiB, and a step frees more

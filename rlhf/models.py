@@ -11,7 +11,8 @@ import hashlib
 import inspect
 import os
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def compute_dtype(precision: Precision, where: torch.device) -> torch.dtype:
 def autocast(where: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Compute in `dtype` inside the block; fp32 means no casting at all."""
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def casting_once(where: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block all passes in `dtype` share one conversion of the weights, which must not change meanwhile.
+
+    `autocast` forgets what it converted when the outermost block ends, which is this one; nothing else is cast in it.
+    """
+    with autocast(where, dtype), autocast(where, torch.float32):
+        yield
 
 
 # ---------------------------------------------------------------- loading

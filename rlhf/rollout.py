@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhf import ops
-from rlhf.actor_critic import TokenModel, TokenOutputs
+from rlhf.actor_critic import TokenModel, TokenOutputs, passes_of
 from rlhf.generation import Engine, Generated
 from rlhf.micro_batches import partition
 from rlhf.out_of_memory import Halving
@@ -101,6 +101,7 @@ def collect(
     # 1. sample
     engine.sync()
     sampled = sample(engine, prompt_ids, max_tokens=max_tokens, temperature=temperature, generator=generator)
+    engine.rest()
     sequences = Sequences.from_lists(prompt_ids, [s.ids for s in sampled], pad=pad_token_id).to(
         device or torch.device("cpu")
     )
@@ -183,7 +184,9 @@ def measured_by(
     """What policy and reference make of the completions, and what follows from that: fields of `Rollout` by name."""
 
     def both(parts: list[Tensor]) -> tuple[TokenOutputs, TokenOutputs]:
-        return measure(model, sequences, parts), measure(ref_model, sequences, parts)
+        with passes_of(model):
+            of_policy = measure(model, sequences, parts)
+        return of_policy, measure(ref_model, sequences, parts)
 
     policy, reference = halving.in_parts(micro_batches, both)
     rewards, advantages, returns = advantages_of(

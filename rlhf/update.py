@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rlhf import ops
-from rlhf.actor_critic import TokenModel
+from rlhf.actor_critic import ActorCritic, Part, TokenModel, TokenOutputs, one_by_one, passes_of
 from rlhf.learner import Learner
 from rlhf.losses import policy_loss, value_loss
 from rlhf.micro_batches import deal, partition
@@ -52,17 +52,18 @@ class TokenSums:
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
+        """Of each quantity: its sum, and over how many tokens."""
 
     def add(self, mask: Tensor, **per_token: Tensor) -> None:
         """Add every quantity over the tokens of the mask."""
-        for name, value in {**per_token, "tokens": torch.ones_like(mask)}.items():
-            total = ops.masked(value.detach().double(), mask).sum()
+        for name, value in per_token.items():
+            total = torch.stack([ops.masked(value.detach().double(), mask).sum(), mask.sum().double()])
             self.totals[name] = self.totals.get(name, torch.zeros_like(total)) + total
 
     def means(self, reduce: ops.Reduce) -> dict[str, float]:
         """Mean of every quantity over all tokens of all processes."""
-        tokens = float(reduce(self.totals["tokens"]))
-        return {name: float(reduce(total)) / tokens for name, total in self.totals.items() if name != "tokens"}
+        found = {name: reduce(total).tolist() for name, total in self.totals.items()}
+        return {name: total / tokens for name, (total, tokens) in found.items()}
 
 
 def _as_it_is(batch: Rollout) -> Rollout:
@@ -148,23 +149,29 @@ def add_gradients(
     """Backward through the micro-batches of one minibatch, and through the demonstrations `shown` beside it."""
     accelerator = learner.accelerator
     parts = [part for rows in group for part in halving.parts(rows)]
-    for position, rows in enumerate(parts):
-        with _sync_only_last(learner, position, len(parts)):
-            loss = minibatch_loss(
-                learner.forward,
-                batch.select(rows),
-                settings=settings,
-                train_policy=train_policy,
-                sums=sums,
-                must_be_same_policy=must_be_same_policy,
-            )
-            accelerator.backward(loss * accelerator.num_processes / tokens)
-    if shown is None:
-        return
-    for rows in halving.parts(torch.arange(len(shown), device=shown.device)):
-        part = shown.select(rows)
-        share = part.completion_mask.sum() / shown.completion_mask.sum()
-        accelerator.backward(settings.ptx_coef * (share * demonstration_loss(learner.forward, part)))
+    # accelerate's wrapper for several processes expects all gradients of a pass at once
+    passes = one_by_one(learner.model) if accelerator.num_processes == 1 else ()
+    with passes_of(learner.model):
+        for position, rows in enumerate(parts):
+            for only in passes or (None,):
+                with _sync_only_last(learner, position, len(parts)):
+                    loss = minibatch_loss(
+                        learner.forward,
+                        batch.select(rows),
+                        settings=settings,
+                        train_policy=train_policy,
+                        sums=sums,
+                        must_be_same_policy=must_be_same_policy,
+                        only=only,
+                    )
+                    if loss.requires_grad:
+                        accelerator.backward(loss * accelerator.num_processes / tokens)
+        if shown is None:
+            return
+        for rows in halving.parts(torch.arange(len(shown), device=shown.device)):
+            part = shown.select(rows)
+            share = part.completion_mask.sum() / shown.completion_mask.sum()
+            accelerator.backward(settings.ptx_coef * (share * demonstration_loss(learner.forward, part)))
 
 
 def _within_memory(
@@ -202,10 +209,32 @@ def minibatch_loss(
     train_policy: bool,
     sums: Sequence[TokenSums],
     must_be_same_policy: bool,
+    only: Part | None = None,
 ) -> Tensor:
-    """Loss summed over the tokens of one micro-batch; the caller divides by the tokens of the optimiser batch."""
+    """Loss summed over the tokens of one micro-batch; the caller divides by the tokens of the optimiser batch.
+
+    With `only` it is that of the policy or of the value, each in a pass of its own.
+    """
+    parted = partial(cast(ActorCritic, model), only=only) if only else model
+    out = parted(batch, train_policy=train_policy)
+    loss = torch.zeros((), device=out.values.device)
+    if only != "value":
+        of_policy = _policy_part(out, batch, settings, sums, must_be_same_policy=must_be_same_policy)
+        loss = of_policy if train_policy else loss
+    if only != "policy":
+        loss = loss + settings.vf_coef * _value_part(out, batch, settings, sums)
+    return loss
+
+
+def _policy_part(
+    out: TokenOutputs,
+    batch: Rollout,
+    settings: UpdateSettings,
+    sums: Sequence[TokenSums],
+    *,
+    must_be_same_policy: bool,
+) -> Tensor:
     mask = batch.completion_mask
-    out = model(batch, train_policy=train_policy)
     log_ratio = ops.masked(out.logprobs - batch.logprobs, mask)
     if must_be_same_policy:
         _check_same_policy(log_ratio)
@@ -216,27 +245,31 @@ def minibatch_loss(
         cliprange=settings.cliprange,
         dual_clip=settings.dual_clip,
     )
+    ratio = log_ratio.exp()
+    for collected in sums:
+        collected.add(
+            mask,
+            policy_loss=policy.loss,
+            approxkl=0.5 * log_ratio**2,
+            clipped=policy.clipped,
+            entropy=out.entropy,
+            ratio=ratio,
+            ratio_squared=ratio**2,
+        )
+    return ops.masked(policy.loss, mask).sum()
+
+
+def _value_part(out: TokenOutputs, batch: Rollout, settings: UpdateSettings, sums: Sequence[TokenSums]) -> Tensor:
+    mask = batch.completion_mask
     value = value_loss(
         values=ops.masked(out.values, mask),
         old_values=batch.values,
         returns=batch.returns,
         cliprange_value=settings.cliprange_value,
     )
-    ratio = log_ratio.exp()
     for collected in sums:
-        collected.add(
-            mask,
-            policy_loss=policy.loss,
-            value_loss=value.loss,
-            approxkl=0.5 * log_ratio**2,
-            clipped=policy.clipped,
-            value_clipped=value.clipped,
-            entropy=out.entropy,
-            ratio=ratio,
-            ratio_squared=ratio**2,
-        )
-    weighted_value = settings.vf_coef * ops.masked(value.loss, mask).sum()
-    return ops.masked(policy.loss, mask).sum() + weighted_value if train_policy else weighted_value
+        collected.add(mask, value_loss=value.loss, value_clipped=value.clipped)
+    return ops.masked(value.loss, mask).sum()
 
 
 def demonstration_loss(model: TokenModel, batch: Sequences) -> Tensor:

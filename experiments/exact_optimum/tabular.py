@@ -82,6 +82,9 @@ class TableEngine:
     def sync(self) -> None:
         """Nothing to copy: the engine looks at the weights that are trained."""
 
+    def rest(self) -> None:
+        """Nothing to give up."""
+
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, generator: torch.Generator

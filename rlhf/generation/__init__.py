@@ -39,3 +39,7 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Take over the policy's present weights."""
         ...
+
+    def rest(self) -> None:
+        """Give up the memory of what the next `sync` makes anew; no `generate` before that."""
+        ...

@@ -26,6 +26,7 @@ class SamplingModel:
         self._policy = policy
         self.model = _copied(policy, own_copy, dtype) if own_copy or dtype != torch.float32 else policy
         self._packed = Packed(self.model, rows=rows) if self.model is not policy else None
+        self._rests = False
 
     @property
     def device(self) -> torch.device:
@@ -33,12 +34,19 @@ class SamplingModel:
         return self.model.device
 
     def sync(self) -> None:
-        """Copy the policy's trained weights into the copy."""
+        """Copy the policy's trained weights into the copy, and all after a rest."""
         if self._packed is None:
             return
         for theirs, mine in zip(self._policy.parameters(), self.model.parameters(), strict=True):
-            if theirs.requires_grad:
+            if theirs.requires_grad or self._rests:
                 self._packed.take(mine, whole(theirs))
+        self._rests = False
+
+    def rest(self) -> None:
+        """Let go of the packed weights: making them anew takes no time beside what a rest is for."""
+        if self._packed is not None:
+            self._packed.drop()
+            self._rests = True
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -39,6 +39,10 @@ class NativeEngine:
         """See `Engine.sync`."""
         self._sampled.sync()
 
+    def rest(self) -> None:
+        """See `Engine.rest`."""
+        self._sampled.rest()
+
     @torch.no_grad()
     def generate(
         self,

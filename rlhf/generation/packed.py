@@ -7,6 +7,7 @@ a few rows, and that copying takes about as long as the product. Here it is done
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class Packed:
         for layer in self._layers.get(id(weight), []):
             self._pack(layer, value)
 
+    def drop(self) -> None:
+        """Let go of what was packed, until the weights are taken anew."""
+        for layer in chain(*self._layers.values()):
+            layer.forward = _dropped
+
     @torch.no_grad()
     def _pack(self, layer: nn.Linear, value: Tensor) -> None:
         packed = torch.ops.mkldnn._reorder_linear_weight(value.detach().to(torch.bfloat16), self._rows)
@@ -50,6 +56,10 @@ def _can_be_packed(weight: Tensor) -> bool:
     return (
         weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def _dropped(input: Tensor) -> Tensor:
+    raise RuntimeError("the engine rests: call its `sync` before its `generate`")
 
 
 def _product(packed: Any, bias: Tensor | None, input: Tensor) -> Tensor:

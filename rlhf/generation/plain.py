@@ -43,6 +43,10 @@ class PlainEngine:
         """See `Engine.sync`."""
         self._sampled.sync()
 
+    def rest(self) -> None:
+        """See `Engine.rest`."""
+        self._sampled.rest()
+
     @torch.no_grad()
     def generate(
         self,

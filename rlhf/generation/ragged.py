@@ -23,6 +23,8 @@ BLOCK = 32
 """Tokens of a block: fewer waste less in a row's last one, more make larger products."""
 UNSEEN = -1e30
 """Added to the scores of what is not seen. Finite, because a block may hold nothing that is."""
+FEW = 8
+"""Blocks up to which torch's fused kernel attends: one call in place of several, but slow over many short rows."""
 
 
 # ---------------------------------------------------------------- what is kept
@@ -167,21 +169,18 @@ class Pass:
         Every block is multiplied with its row's query, and a row's blocks are then weighed against each other: a
         softmax in parts. Query heads that share keys and values stand as so many queries of one head.
         """
-        (rows, _, width), (heads, used) = query.shape, (keys.shape[1], len(self._slot))
         query = torch.cat([query, query.new_zeros(1, *query.shape[1:])])  # the last: of blocks that no row here holds
-        grouped = query[self._slot].view(used * heads, -1, width)
-        products = torch.bmm(grouped, keys[:used].flatten(0, 1).transpose(1, 2)).view(used, heads, -1, BLOCK)
-        if softcap is not None:
-            products, scaling = softcap * (products.float() * (scaling / softcap)).tanh(), 1.0
-        scores = torch.add(self._unseen(window), products, alpha=scaling)  # in fp32
-        of_block = scores.amax(-1, keepdim=True)
-        highest = of_block.new_full((rows + 1, *of_block.shape[1:]), UNSEEN)
-        highest.scatter_reduce_(0, self._slot[:, None, None, None].expand_as(of_block), of_block, "amax")
-        weights = scores.sub_(highest[self._slot]).exp_()
-        total = self._of_rows(weights.sum(-1))
-        seen = torch.bmm(weights.to(values.dtype).flatten(0, 1), values[:used].flatten(0, 1))
-        found = self._of_rows(seen.view(used, heads, -1, values.shape[-1]).float()) / total[..., None]
-        return found.flatten(1, 2).to(values.dtype)
+        used, heads = len(self._slot), keys.shape[1]
+        grouped = query[self._slot].unflatten(1, (heads, -1))  # (blocks, heads, queries of each, D)
+        attended = _fused if softcap is None and query.device.type == "cpu" and used <= FEW else _in_steps
+        found, top, total = attended(
+            grouped, keys[:used], values[:used], unseen=self._unseen(window), scaling=scaling, softcap=softcap
+        )
+        highest = top.new_full((self._count + 1, *top.shape[1:]), UNSEEN)
+        highest.scatter_reduce_(0, self._slot[:, None, None].expand_as(top), top, "amax")
+        weights = (top - highest[self._slot]).exp_()
+        sums = self._of_rows(found.float() * weights[..., None])
+        return (sums / self._of_rows(total * weights)[..., None]).flatten(1, 2).to(values.dtype)
 
     def _of_rows(self, of_blocks: Tensor) -> Tensor:
         """(R, ...) sums over each row's blocks, from (blocks, ...)."""
@@ -238,3 +237,28 @@ def _attention(
     scores = (query @ key.transpose(-1, -2)).float() * scaling
     scores = softcap * (scores / softcap).tanh()
     return scores.masked_fill(~seen, -torch.inf).softmax(-1).to(value.dtype) @ value
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, *, unseen: Tensor, scaling: float, **_: Any) -> Any:
+    """As `_in_steps`, in the kernel behind `scaled_dot_product_attention`, which does not tell what it divides by."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found, normaliser = kernel(query, key, value, attn_mask=unseen.to(query.dtype), scale=scaling)
+    return found, normaliser, 1.0
+
+
+def _in_steps(
+    query: Tensor, key: Tensor, value: Tensor, *, unseen: Tensor, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What queries (blocks, heads, Q, D) find in their blocks: sums of exp(score - top) value, `top`, and the total.
+
+    The total is the sum of exp(score - top), by which the sums are still to be divided; `_fused` has divided by it, and
+    its `top` is the log of what it divided by.
+    """
+    products = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, query.shape[:2])
+    if softcap is not None:
+        products, scaling = softcap * (products.float() * (scaling / softcap)).tanh(), 1.0
+    scores = torch.add(unseen, products, alpha=scaling)  # in fp32
+    top = scores.amax(-1)
+    weights = scores.sub_(top[..., None]).exp_()
+    sums = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1)).unflatten(0, query.shape[:2])
+    return sums, top, weights.sum(-1)

@@ -44,6 +44,8 @@ class Says:
 
     def sync(self) -> None: ...
 
+    def rest(self) -> None: ...
+
 
 def length_of(prompts: Any, completions: list[str]) -> list[float]:
     """A reward: longer is better."""

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf import models
-from rlhf.actor_critic import ActorCritic, ValueHead
+from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
 from rlhf.config import PPOConfig, Tracking
 from rlhf.generation import Generated
 from rlhf.learner import Learner
@@ -48,19 +48,25 @@ class Scripted:
     def sync(self) -> None:
         """Nothing to take over."""
 
+    def rest(self) -> None:
+        """Nothing to give up."""
+
     def generate(self, prompts: Sequence[Sequence[int]], **_: Any) -> list[Generated]:
         """These completions, whatever the prompts are."""
         assert len(prompts) == len(self.completions)
         return [Generated(list(ids), [0.0] * len(ids), ids[-1] == EOS) for ids in self.completions]
 
 
-def actor_critic(name: str = "llama", *, value: bool = True, temperature: float = 1.0, **changes: Any) -> ActorCritic:
-    """A tiny model with a value head that says something, in fp32."""
+def actor_critic(
+    name: str = "llama", *, value: bool = True, critic: bool = False, temperature: float = 1.0, **changes: Any
+) -> ActorCritic:
+    """A tiny model with a value head that says something, on a trunk of its own for a `critic`, in fp32."""
     policy = tiny.build(name, **changes)
     head = ValueHead(policy.get_output_embeddings().weight.shape[1]) if value else None
     if head is not None:
         torch.nn.init.normal_(head.linear.weight, std=0.3, generator=torch.Generator().manual_seed(1))
-    return ActorCritic(policy, head, temperature=temperature, dtype=torch.float32)
+    of_value = ValueModel(tiny.build(name, **changes).base_model, head) if critic and head else head
+    return ActorCritic(policy, of_value, temperature=temperature, dtype=torch.float32)
 
 
 def reference(model: ActorCritic, *, seed: int = 5) -> ActorCritic:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf import models, ops
-from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
+from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel, passes_of
 from rlhf.config import LastLayers
 from rlhf.sequences import Sequences
 from tests.rlhf import ppo_world as world
@@ -135,6 +135,60 @@ def test_in_bf16_logprobs_and_entropy_are_normalised_in_fp32() -> None:
     gap = (rough.logprobs - fine.logprobs)[mask]
     assert 0 < float(gap.abs().max()) < 0.2
     assert float(gap.mean().abs()) < 2e-2
+
+
+def test_passes_between_two_steps_convert_the_weights_once() -> None:
+    """Outputs and gradients are those of passes that convert them anew, and a later block sees the weights of then."""
+    model = ActorCritic(tiny.build("llama"), ValueHead(32), temperature=1.0, dtype=torch.bfloat16)
+    weight = model.policy.model.layers[0].mlp.up_proj.weight
+
+    def passes(between: float = 0.0) -> list[Tensor]:
+        outputs = []
+        for _ in range(2):
+            out = model(batch())
+            outputs.append(out.logprobs.detach())
+            (out.logprobs + out.values).sum().backward()
+            weight.data += between
+        return outputs
+
+    def gradients() -> dict[str, Tensor]:
+        found = {name: w.grad.clone() for name, w in model.named_parameters()}
+        model.zero_grad()
+        return found
+
+    anew, expected = passes(), gradients()
+    with passes_of(model):
+        once, found = passes(), gradients()
+    assert all(torch.equal(a, b) for a, b in zip(anew, once, strict=True))
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+    with passes_of(model):
+        first, second = passes(between=0.5)
+    assert torch.equal(first, second), "it was converted a second time"
+    assert not torch.equal(model(batch()).logprobs, second), "what was converted outlived the block"
+
+
+def test_the_value_head_keeps_its_precision_backwards() -> None:
+    """The block around several passes must not cast what it does not run."""
+    model = ActorCritic(tiny.build("llama"), ValueHead(32), temperature=1.0, dtype=torch.bfloat16)
+    with passes_of(model):
+        made = torch.randn(3, 32, generator=world.seeded()) @ torch.randn(32, 5, generator=world.seeded(1))
+    assert made.dtype == torch.float32
+
+
+def test_weights_that_embedding_and_head_share_get_both_gradients() -> None:
+    """The embedding's as rows only, which end in the head's: the same sum, and nothing sparse is left behind."""
+    model = world.actor_critic("llama", tie_word_embeddings=True)
+    embedding = model.policy.get_input_embeddings()
+    assert embedding.weight is model.policy.lm_head.weight
+    rows = batch()
+    ops.masked(model(rows).logprobs, rows.completion_mask).sum().backward()
+    found = embedding.weight.grad
+    model.zero_grad()
+    for prompt, completion in zip(world.PROMPTS, world.COMPLETIONS, strict=True):
+        plain(model, prompt, completion)[0].sum().backward()
+    assert (found.layout, embedding.sparse) == (torch.strided, False)
+    torch.testing.assert_close(found, embedding.weight.grad, rtol=1e-3, atol=1e-4)
 
 
 # ---------------------------------------------------------------- what is trained

@@ -101,6 +101,8 @@ class Scripted:
 
     def sync(self) -> None: ...
 
+    def rest(self) -> None: ...
+
 
 def scripted(both: Chat, *engines: Scripted) -> Chat:
     """The same chat with other engines."""

@@ -335,3 +335,21 @@ def test_what_is_sampled_after_an_update_comes_from_the_new_weights(trainable: s
     told, fresh = generate(made), generate(engine(model, dtype=torch.bfloat16))
     assert [each.ids for each in told] == [each.ids for each in fresh]
     assert [each.logprobs for each in told] == [each.logprobs for each in fresh]
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="nothing is packed without bf16 products")
+def test_an_engine_that_rests_lets_go_of_what_it_packed_until_it_is_synced() -> None:
+    made = engine(models.choose_trainable(copy.deepcopy(policy("llama")), "full"), dtype=torch.bfloat16)
+    before = generate(made)
+    made.rest()
+    with pytest.raises(RuntimeError, match="the engine rests: call its `sync`"):
+        generate(made)
+    made.sync()
+    assert generate(made) == before
+
+
+def test_an_engine_on_the_policy_itself_has_nothing_to_give_up() -> None:
+    made = engine(policy("llama"))
+    before = generate(made)
+    made.rest()
+    assert generate(made) == before

@@ -64,6 +64,30 @@ def expected_loss(model: Any, batch: Rollout, *, vf_coef: float = 0.1) -> Tensor
     return (policy + vf_coef * value) / sum(map(len, world.COMPLETIONS))
 
 
+@pytest.mark.parametrize("train_policy", [True, False], ids=["both", "warm-up"])
+def test_a_separate_critic_has_passes_of_its_own(train_policy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy's is over before the critic's begins; gradients and metrics are those of the whole loss."""
+    model = world.actor_critic(critic=True)
+    batch = world.gathered(model, world.reference(model))
+    learner, events = world.learner(model), []
+    model.policy.register_forward_hook(lambda *_: events.append("policy"))
+    model.policy.model.embed_tokens.weight.register_hook(lambda _: events.append("policy's gradient"))
+    model.value.backbone.register_forward_hook(lambda *_: events.append("value"))
+    model.policy.model.register_forward_hook(lambda *_: events.append("policy"))
+    seen = held_still(monkeypatch)
+    found = run(learner, batch, train_policy=train_policy, micro_batch_size=8)
+    assert events == (["policy", "policy's gradient", "value"] if train_policy else ["policy", "value"])
+    monkeypatch.setattr(update, "one_by_one", lambda _: ())
+    together = run(learner, batch, train_policy=train_policy, micro_batch_size=8)
+    assert found == pytest.approx(together, rel=1e-6, abs=1e-9)
+    expected_loss(model, batch).backward()
+    assert set(seen[0]) == {name for name, _ in model.named_parameters() if train_policy or name.startswith("value.")}
+    for name, gradient in seen[0].items():
+        wanted = dict(model.named_parameters())[name].grad
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
 # ---------------------------------------------------------------- the first minibatch
 
 
@@ -199,7 +223,7 @@ def test_every_token_weighs_the_same_whatever_the_length_of_its_sequence() -> No
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.where(mask, -1 / 21, 0.0))
     assert int(mask.sum()) == 21
-    assert int(sums.totals["tokens"]) == 21
+    assert {int(tokens) for _, tokens in sums.totals.values()} == {21}
 
 
 def test_the_last_partial_micro_batch_is_trained_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from reward_models.model import RewardModel
 from rlhf import models, ppo
 from rlhf.actor_critic import ValueModel
 from rlhf.config import LastLayers, Lora, PPOConfig, Tracking, Trainable
+from rlhf.memory import keep_freed_memory
 from rlhf.run_folder import read_records
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="no token ends a completion")
     given = parser.parse_args()
     torch.set_num_threads(2)
+    keep_freed_memory()  # as `rlhf ppo` does
     forget_peak()
     before = megabytes("VmRSS")
     with tempfile.TemporaryDirectory() as output:

@@ -44,6 +44,9 @@ class TimedEngine:
         self.engine.sync()
         self.seconds += time.perf_counter() - started
 
+    def rest(self) -> None:
+        self.engine.rest()
+
 
 def main() -> None:
     """Measure and print."""
