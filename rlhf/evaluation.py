@@ -178,8 +178,12 @@ SAMPLE_COLUMNS = (
 )
 
 
+BATCHES = 8
+"""That an engine is given at once: where a row ends another begins, but for the last ones."""
+
+
 class _Drawer:
-    """Draws and scores `count` completions of every prompt from one policy, in chunks.
+    """Draws and scores `count` completions of every prompt from one policy.
 
     Row i of every policy is drawn with the same random numbers: with as many samples of each, the two answers to a
     prompt are coupled, and a policy draws with itself. With more samples of one, they are as good as independent.
@@ -203,16 +207,17 @@ class _Drawer:
         engine = sampler(policy, self.tokenizer, precision=config.precision, batch_size=config.batch_size)
         of_prompt = [i for i in range(len(self.prompts)) for _ in range(count)]
         generated: list[Generated] = []
-        for start in range(0, len(of_prompt), config.batch_size):
-            chunk = of_prompt[start : start + config.batch_size]
+        size = BATCHES * config.batch_size
+        for start in range(0, len(of_prompt), size):
+            chunk = of_prompt[start : start + size]
             seed = seed_of(config.seed, "evaluate", start)
             generated += engine.generate(
                 [self.ids[i] for i in chunk],
                 max_tokens=config.max_completion_tokens,
                 temperature=config.temperature,
                 generator=torch.Generator().manual_seed(seed),
+                on_progress=self.bar.advance,
             )
-            self.bar.advance(len(chunk))
         completions = [text.decode_completion(self.tokenizer, g.ids) for g in generated]
         asked = [self.prompts[i] for i in of_prompt]
         scores = np.array(checked_scores(self.reward, asked, completions))

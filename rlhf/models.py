@@ -207,9 +207,10 @@ def only_read(
 ) -> Any:
     """The same model with the weights of its linear layers in `dtype`, in which `autocast` multiplies them anyway.
 
-    For a model that is never trained: half the memory, and nothing to convert in each pass, with outputs equal to the
-    bit. What another kind of module reads as well (the embeddings), the module `but`, and what the model `beside` it
-    holds too stay as they are. All that is its own is copied: mapped from a file, one weight would keep all of that.
+    For a model that is never trained, or of which adapters are: half the memory, and nothing to convert in each pass,
+    with outputs equal to the bit. What is trained, what another kind of module reads as well (the embeddings), the
+    module `but`, and what the model `beside` it holds too stay as they are. All that is its own is copied: mapped from
+    a file, one weight would keep all of that.
     """
     if dtype == torch.float32:
         return model
@@ -217,7 +218,7 @@ def only_read(
     others = (module for module in model.modules() if type(module) is not nn.Linear or module is but)
     in_fp32 = {id(weight) for module in others for weight in module.parameters(recurse=False)}
     for weight in model.parameters():
-        if id(weight) not in theirs:
+        if id(weight) not in theirs and not weight.requires_grad:
             weight.data = weight.data.to(torch.float32 if id(weight) in in_fp32 else dtype, copy=True)
     return model
 
@@ -286,7 +287,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, contract: Contract) 
     """
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
-    if _is_peft(model) and (hasattr(model, "score") or not model.get_base_model().config._name_or_path):
+    if _is_peft(model) and not writes_adapter_only(model):
         model = _merged(copy.deepcopy(model))
     try:
         # no config.json beside an adapter: it would keep transformers from looking for the base
@@ -298,6 +299,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, contract: Contract) 
         raise
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+
+
+def writes_adapter_only(model: Any) -> bool:
+    """Whether `save_model` leaves the model's frozen weights where they were loaded from."""
+    return _is_peft(model) and not hasattr(model, "score") and bool(model.get_base_model().config._name_or_path)
 
 
 def model_contract(model: Any, tokenizer: Any, *, max_prompt_tokens: int, max_completion_tokens: int) -> Contract:

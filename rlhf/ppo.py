@@ -66,8 +66,9 @@ def train(
 ) -> PPOResult:
     """Optimise `policy` (its trainable weights) against `reward` on `prompts`, and write the run to `config.output`.
 
-    `policy` is also the reference: a frozen copy is taken at the start, so give it as it was then. `value=None` makes a
-    new value head on the policy's trunk, or none at all with `extras.rloo_samples`. An interrupted run goes on from its
+    `policy` is also the reference: a frozen copy is taken at the start, so give it as it was then. In bf16, linear
+    layers under an adapter that is written by itself are held in bf16 from then on. `value=None` makes a new value head
+    on the policy's trunk, or none at all with `extras.rloo_samples`. An interrupted run goes on from its
     last checkpoint and ends as if it had never stopped. SIGTERM and Ctrl-C let the step finish, save and raise Stopped.
     Raises UserError for prompts, rewards or weights that cannot be used, and for checkpoints of another training.
     """
@@ -174,6 +175,8 @@ class _Task:
             sharding.shard(ref_policy, self.accelerator)
         else:
             models.only_read(ref_policy, dtype, beside=policy)
+            if models.writes_adapter_only(policy):
+                models.only_read(policy, dtype)
             if isinstance(reward, SharesWeights):  # after that: a reward that computes in fp32 keeps its own weights
                 reward.share_weights(ref_policy)
         self.learner = Learner(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+
+
+def ignore(_: int) -> None:
+    """Nobody watches."""
 
 
 class Generated(NamedTuple):
@@ -32,8 +36,12 @@ class Engine(Protocol):
         max_tokens: int,
         temperature: float,
         generator: torch.Generator,
+        on_progress: Callable[[int], None] = ignore,
     ) -> list[Generated]:
-        """One completion of at most `max_tokens` ids for each prompt, in the order given."""
+        """One completion of at most `max_tokens` ids for each prompt, in the order given.
+
+        `on_progress` is told how many more are done.
+        """
         ...
 
     def sync(self) -> None:

@@ -7,12 +7,12 @@ model is transformers' own, adapters included: what attends through `rlhf.attent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from rlhf.generation import Generated
+from rlhf.generation import Generated, ignore
 from rlhf.generation.batch import Batch
 from rlhf.generation.copies import SamplingModel
 from rlhf.generation.sampling import sample
@@ -51,6 +51,7 @@ class NativeEngine:
         max_tokens: int,
         temperature: float,
         generator: torch.Generator,
+        on_progress: Callable[[int], None] = ignore,
     ) -> list[Generated]:
         """See `Engine.generate`. Every row has its own random numbers, so it does not depend on its neighbours."""
         uniforms = torch.rand(len(prompts), max_tokens, generator=generator, dtype=torch.float64)
@@ -66,7 +67,9 @@ class NativeEngine:
                 for number, token, logprob in zip(batch.numbers, batch.fed, chosen.tolist(), strict=True):
                     ids[number].append(token)
                     logprobs[number].append(logprob)
-                batch.leave([self._ends(ids[number], max_tokens) for number in batch.numbers])
+                ended = [self._ends(ids[number], max_tokens) for number in batch.numbers]
+                batch.leave(ended)
+                on_progress(sum(ended))
         return [Generated(row, lp, row[-1] in self._eos) for row, lp in zip(ids, logprobs, strict=True)]
 
     def _ends(self, ids: Sequence[int], max_tokens: int) -> bool:

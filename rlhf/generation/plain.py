@@ -6,13 +6,13 @@ It decodes by itself rather than through `generate`, which applies whatever a ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf.generation import Generated
+from rlhf.generation import Generated, ignore
 from rlhf.generation.copies import SamplingModel
 from rlhf.generation.sampling import sample
 from rlhf.models import keeps_logits
@@ -55,6 +55,7 @@ class PlainEngine:
         max_tokens: int,
         temperature: float,
         generator: torch.Generator,
+        on_progress: Callable[[int], None] = ignore,
     ) -> list[Generated]:
         """See `Engine.generate`. Every row has its own random numbers, so it does not depend on its neighbours."""
         uniforms = torch.rand(len(prompts), max_tokens, generator=generator, dtype=torch.float64)
@@ -65,6 +66,7 @@ class PlainEngine:
             with self._sampled.evaluating():
                 batch = self._decode([prompts[i] for i in rows], uniforms[rows], temperature)
             results.update(zip(rows, batch, strict=True))
+            on_progress(len(rows))
         return [results[i] for i in range(len(prompts))]
 
     def _decode(self, prompts: list[Sequence[int]], uniforms: Tensor, temperature: float) -> list[Generated]:

@@ -293,6 +293,13 @@ def test_the_engine_keeps_the_protocol() -> None:
         assert inspect.signature(mine) == inspect.signature(getattr(Engine, name))
 
 
+def test_who_watches_is_told_of_each_completion_once() -> None:
+    told: list[int] = []
+    made = engine(policy("llama"), batch_size=3)
+    made.generate(world.PROMPTS, max_tokens=6, temperature=1.0, generator=world.seeded(), on_progress=told.append)
+    assert sum(told) == len(world.PROMPTS)
+
+
 # ---------------------------------------------------------------- weights laid out once
 
 

@@ -191,6 +191,28 @@ def test_a_model_that_is_only_read_says_the_same_in_bf16(
     assert {weight.dtype for weight in untouched.parameters()} == {torch.float32}
 
 
+def test_what_lies_under_an_adapter_says_the_same_in_bf16(policy: Callable[..., Any]) -> None:
+    """To the bit, gradients of the adapter included; what is trained stays in fp32."""
+    model = policy("llama", "lora")
+    for name, weight in models.trainable_parameters(model).items():
+        weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+
+    def passed() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        with models.autocast(torch.device("cpu"), torch.bfloat16):
+            out = model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits
+        trained = list(models.trainable_parameters(model).values())
+        return out, list(torch.autograd.grad(out.float().square().sum(), trained))
+
+    before, gradients = passed()
+    models.only_read(model, torch.bfloat16)
+    after, same = passed()
+    assert torch.equal(before, after)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+    linear = {name: m.base_layer.weight.dtype for name, m in model.named_modules() if hasattr(m, "base_layer")}
+    assert set(linear.values()) == {torch.bfloat16}
+    assert {w.dtype for w in models.trainable_parameters(model).values()} == {torch.float32}
+
+
 def test_what_two_models_have_in_common_is_held_once(policy: Callable[..., Any]) -> None:
     """Only frozen weights: one that is trained would move under the other model."""
     model, other = policy("llama", None), policy("llama", LastLayers(1))

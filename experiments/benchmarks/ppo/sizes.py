@@ -20,6 +20,7 @@ from reward_models.model import RewardModel
 from rlhf import models, ppo
 from rlhf.config import LastLayers, PPOConfig, Tracking
 from rlhf.generation import Engine, Generated
+from rlhf.memory import keep_freed_memory
 from rlhf.progress import quiet, say
 
 MICRO_BATCH = 8
@@ -60,6 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     quiet()
     torch.set_num_threads(2)
+    keep_freed_memory()  # as `rlhf ppo` does
     models.eos_token_ids = lambda model, tokenizer: ()
     print(json.dumps(_table(given)))
 
@@ -108,7 +110,7 @@ def _step(task: Any, number: int) -> dict[str, float]:
     started = time.perf_counter()
     batch = task.rollout(number, kl_coef=task.config.kl_coef)
     rolled = time.perf_counter()
-    task.update(number, batch)
+    task.update(number, batch, kl_coef=task.config.kl_coef)
     updated = time.perf_counter()
     sampling = task.engine.seconds
     return {"sampling": sampling, "measuring": rolled - started - sampling, "updating": updated - rolled}
