@@ -6,7 +6,6 @@ are `rollout.collect` and `update.update`. `run` is the stage: it loads, trains,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from rlhf.report_data import Fact, ReportData, write_report_data
 from rlhf.rollout import Rollout, Shaping, collect
 from rlhf.sequences import Sequences
 from rlhf.stopping import Stopped, stop_request
+from rlhf.stopwatch import Stopwatch
 from rlhf.tracking import Tracker
 from rlhf.trunk import Trunk
 from rlhf.types import ConfigError, DataError, Prompt, RewardFn, SharesWeights, TrunkReward, UserError, prompt_text
@@ -87,9 +87,8 @@ def train(
         stop_request() as stop,
     ):
         for step in range(state["step"], steps):
-            started = time.perf_counter()
-            batch = task.rollout(step, kl_coef=kl_controller.value)
-            sampled = time.perf_counter()
+            watch = Stopwatch()
+            batch = task.rollout(step, kl_coef=kl_controller.value, lap=watch.lap)
             updated = task.update(step, batch, kl_coef=kl_controller.value)
             of_rollout = task.metrics(batch, kl_coef=kl_controller.value)
             metrics = {
@@ -103,7 +102,8 @@ def train(
             running = running or {"start": {name: metrics[name] for name in alarms.COMPARED_WITH_START}, "alarmed": {}}
             kl_controller.update(metrics["objective/kl"], config.batch_size)
             task.learner.schedule.step()
-            tracker.log(metrics | _timings(started, sampled, config.batch_size), step=step + 1)
+            watch.lap("update")
+            tracker.log(metrics | _timings(watch.seconds, config.batch_size), step=step + 1)
             _report_samples(tracker, batch, step + 1, steps)
             _raise_alarms(tracker, metrics, running, step)
             bar.advance(1, score=metrics["objective/scores"], kl=metrics["objective/kl"])
@@ -208,7 +208,7 @@ class _Task:
         """Whether it holds on any process: all of them must leave the loop after the same step."""
         return bool(self.reduce(torch.tensor(float(here), device=self.accelerator.device)) > 0)
 
-    def rollout(self, step: int, *, kl_coef: float) -> Rollout:
+    def rollout(self, step: int, *, kl_coef: float, lap: Callable[[str], None] = lambda part: None) -> Rollout:
         """Completions of this step's prompts, ready for the update. Each process takes its share of the batch."""
         config, mine = self.config, self.rows
         samples = config.extras.rloo_samples or 1
@@ -228,6 +228,7 @@ class _Task:
             generator=self._random_rows(step, mine.start),
             device=self.accelerator.device,
             trunk=self.trunk,
+            lap=lap,
             **self._measuring(kl_coef),
         )
 
@@ -306,6 +307,11 @@ def prompt_indices(count: int, step: int, size: int, *, seed: int) -> list[int]:
 
 def run(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) -> PPOResult:
     """The stage behind `rlhf ppo`. `load_reward` turns `config.reward` into a function and checks its text contract."""
+    return train(config, **loaded(config, load_reward=load_reward))
+
+
+def loaded(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) -> dict[str, Any]:
+    """What `train` needs besides the config, by name. Raises UserError for what is not given or cannot be loaded."""
     source = needed(config.model, "model", "the policy to start from")
     reward_source = needed(config.reward, "reward", "the reward to optimise")
     prompts_source = needed(config.prompts, "prompts", "the prompts to train on")
@@ -322,7 +328,7 @@ def run(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) 
     reward = load_reward(reward_source, contract)
     has_critic = config.value == "separate" and config.extras.rloo_samples is None
     value = _separate_critic(config, policy, tokenizer) if has_critic else None
-    return train(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=training, value=value)
+    return {"policy": policy, "tokenizer": tokenizer, "reward": reward, "prompts": training, "value": value}
 
 
 def _separate_critic(config: PPOConfig, policy: Any, tokenizer: Any) -> ValueModel:
@@ -386,12 +392,13 @@ def _generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(checkpoint.seed_of(*parts))
 
 
-def _timings(started: float, sampled: float, episodes: int) -> dict[str, float]:
-    now = time.perf_counter()
+def _timings(seconds: dict[str, float], episodes: int) -> dict[str, float]:
+    """Of each part of a step; the rollout is all but the update."""
+    whole = sum(seconds.values())
     return {
-        "timing/rollout_seconds": sampled - started,
-        "timing/update_seconds": now - sampled,
-        "timing/eps": episodes / (now - started),
+        **{f"timing/{part}_seconds": spent for part, spent in seconds.items()},
+        "timing/rollout_seconds": whole - seconds["update"],
+        "timing/eps": episodes / whole,
     }
 
 

@@ -91,12 +91,14 @@ def collect(
     trunk: Trunk | None = None,
     trunk_reward: TrunkReward | None = None,
     together: Callable[[Callable[[], list[float]]], list[float]] = lambda scoring: scoring(),
+    lap: Callable[[str], None] = lambda part: None,
 ) -> Rollout:
     """Sample one completion per prompt and prepare the update. Raises UserError for a reward that cannot be used.
 
     With `trunk`, the frozen lower layers run once, here, for both models, for the whole update, and for `trunk_reward`:
     the same reward, where it stands on that trunk. `together` runs the scoring: where one process fails, all must.
     `num_mini_batches` says into how many the update deals; `halving` is that of the whole run.
+    `lap` is told of each part, `sample`, `score` and `measure` (in two pieces with a trunk), when it is over.
     """
     # 1. sample
     engine.sync()
@@ -107,6 +109,7 @@ def collect(
     )
     completions = tuple(decode(s.ids) for s in sampled)
     finished = torch.tensor([s.finished for s in sampled], device=device)
+    lap("sample")
     # the very micro-batches that the update will forward
     micro_batches = partition(
         sequences, micro_batch_size, tokens=micro_batch_tokens, num_mini_batches=num_mini_batches, reduce=reduce
@@ -119,8 +122,10 @@ def collect(
         assert whole.trunk_states is not None
         sequences = replace(sequences, trunk_states=whole.trunk_states[:, : sequences.width - 1])
         reward = read.scored_by(trunk_reward, whole.trunk_states) if read and trunk_reward else reward
+        lap("measure")
     # 2. score
     scores = torch.tensor(together(lambda: checked_scores(reward, prompts, completions)), device=device)
+    lap("score")
     # 3. measure, 4. shape rewards and estimate advantages
     measured = measured_by(
         model,
@@ -133,6 +138,7 @@ def collect(
         halving=halving,
         reduce=reduce,
     )
+    lap("measure")
     return Rollout(
         **vars(sequences),
         **measured,
