@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from rlhf import config
 from rlhf.progress import is_main_process
@@ -87,6 +88,8 @@ def _usage() -> str:
 
 def _command(name: str) -> Callable[[list[str]], int | None]:
     """The function behind a command, which may return an exit status; raises ConfigError naming the nearest one."""
+    if name == "ppo":
+        return _ppo
     if name in STAGES:
         return lambda arguments: _stage(name, arguments)
     commands = {"run": _run, "report": _report, "chat": _chat, "check": _check, "accounts": _accounts, "data": _data}
@@ -105,6 +108,49 @@ def _stage(name: str, arguments: list[str]) -> None:
         arguments = _spelt_out(arguments, flag)
     parsed, _ = settings.parse(STAGES[name][0], arguments, command=name)
     pipeline.run_alone(name, parsed)
+
+
+def _ppo(arguments: list[str]) -> None:
+    from rlhf import pipeline, settings
+
+    choices = {
+        "estimate": (("true", "false"), "say what the run will take, from a probe of about 20 s, and do not run"),
+        "json": (("true", "false"), "print the estimate as one JSON object"),
+    }
+    arguments = _spelt_out(_spelt_out(arguments, "--estimate"), "--json")
+    parsed, chosen = settings.parse(config.PPOConfig, arguments, command="ppo", choices=choices)
+    if chosen["estimate"] == "true":
+        _estimate(parsed, as_json=chosen["json"] == "true")
+    elif chosen["json"] == "true":
+        raise ConfigError("--json is the form of an estimate: give --estimate, too")
+    else:
+        pipeline.run_alone("ppo", parsed)
+
+
+def _estimate(parsed: config.PPOConfig, *, as_json: bool) -> None:
+    from functools import partial
+
+    from rlhf import pipeline
+    from rlhf.memory import keep_freed_memory
+    from rlhf.progress import quiet
+
+    quiet()
+    keep_freed_memory()
+    from rlhf import estimate
+
+    with redirect_stdout(sys.stderr):  # what a reward of the user's own prints is no part of the answer
+        found = estimate.run(parsed, load_reward=partial(pipeline.load_reward, precision=parsed.precision))
+    _print(found, as_json=as_json)
+
+
+def _print(report: Any, *, as_json: bool) -> None:
+    """To standard output: one JSON object, or as wide as the terminal is."""
+    if as_json:
+        print(report.to_json())
+        return
+    from rich.console import Console
+
+    report.print(Console(highlight=False, width=None if sys.stdout.isatty() else 160))
 
 
 def _run(arguments: list[str]) -> None:
@@ -175,12 +221,7 @@ def _check(arguments: list[str]) -> int:
 
     with redirect_stdout(sys.stderr):  # what a reward of the user's own prints is no part of the answer
         report = check.run(parsed, load_reward=_reward_as_it_is)
-    if parsed.json:
-        print(report.to_json())
-    else:
-        from rich.console import Console
-
-        report.print(Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    _print(report, as_json=parsed.json)
     return 0 if report.passed else 1
 
 

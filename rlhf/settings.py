@@ -204,7 +204,7 @@ def _parser(config_class: type, command: str, choices: Choices) -> Any:
 
     keys = hints(config_class)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    flags = "".join(f"[--{name} STAGE] " for name in choices)
+    flags = "".join(f"[--{name} {_shown(allowed)}] " for name, (allowed, _) in choices.items())
     parser = ArgumentParser(
         usage=f"rlhf {command} {flags}[--config FILE.yaml] [--key value ...]",
         description="; ".join(f"--{name}: {meaning}" for name, (_, meaning) in choices.items()) or None,
@@ -218,6 +218,11 @@ def _parser(config_class: type, command: str, choices: Choices) -> Any:
     parser.add_class_arguments(config_class)
     _tidy(parser, keys)
     return parser
+
+
+def _shown(allowed: Sequence[str]) -> str:
+    """A flag's values in the usage line."""
+    return "STAGE" if tuple(allowed) == STAGES else "{" + ",".join(allowed) + "}"
 
 
 def _tidy(parser: Any, keys: Mapping[str, Any]) -> None:
