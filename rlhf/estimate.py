@@ -120,6 +120,7 @@ class _Probed:
     training: Training
 
     def estimate(self, *, available: float, save_seconds: float, started: float) -> Estimate:
+        """All of it together."""
         config, sampled = self.task.config, self.sampling.completions
         steps = config.total_episodes // config.batch_size
         at_end = float(self.lengths.longer[-1])

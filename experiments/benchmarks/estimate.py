@@ -22,17 +22,17 @@ from experiments.benchmarks.ppo.memory import megabytes
 from rlhf.environment import describe_environment
 
 MODEL = "embedded:smollm2-135m"
-STEPS = 4
+STEPS = 3
 COMMON = {"held_out": 0.0, "num_mini_batches": 1, "value_warmup_steps": 1, "save_every": STEPS, "learning_rate": 1e-6}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "full": {"batch_size": 16, "micro_batch_size": 8, "rollout_batch_size": 16, "max_completion_tokens": 48},
+    "full": {"batch_size": 8, "micro_batch_size": 4, "rollout_batch_size": 8, "max_completion_tokens": 32},
     "last_layers 6": {
         "trainable": {"last_layers": 6},
-        **{"batch_size": 32, "micro_batch_size": 16, "rollout_batch_size": 32, "max_completion_tokens": 48},
+        **{"batch_size": 16, "micro_batch_size": 8, "rollout_batch_size": 16, "max_completion_tokens": 32},
     },
     "longer completions": {
         "trainable": {"last_layers": 6},
-        **{"batch_size": 24, "micro_batch_size": 4, "rollout_batch_size": 12, "max_completion_tokens": 128},
+        **{"batch_size": 16, "micro_batch_size": 4, "rollout_batch_size": 8, "max_completion_tokens": 96},
     },
 }
 PARTS = ("sample", "score", "measure", "update")
@@ -78,6 +78,7 @@ def compared(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     told = _run("rlhf", "ppo", "--config", str(file), "--estimate", "--json")
     estimated = {part["name"]: part["seconds"] for part in told["parts"]}
     estimated |= {"step": told["step_seconds"], "run": told["total_seconds"], "peak_mb": told["peak_bytes"] / 2**20}
+    print("estimated", json.dumps(estimated), file=sys.stderr)
     happened = _run("experiments.benchmarks.estimate", "--train", str(file))
     ratios = {name: estimated[name] / happened[name] for name in estimated}
     return {
