@@ -26,6 +26,7 @@ from rlhf.estimate_report import NEARLY_ALL, Completions, Estimate, Lasting, Mem
 from rlhf.flops import Decoder, Fed, Layers, of_whole
 from rlhf.gauge import Gauge
 from rlhf.generation import Generated
+from rlhf.generation.native import NativeEngine
 from rlhf.probe import Budget, Sampling, Training, cached
 from rlhf.progress import say
 from rlhf.rates import Rates
@@ -80,6 +81,7 @@ def _probe(task: Any, gauge: Gauge, seconds: float) -> _Probed:
         prompts=[task.prompt_ids[i] for i in ppo.prompt_indices(count, 0, count, seed=config.seed)],
         limit=config.max_completion_tokens,
         together=min(config.rollout_batch_size, config.batch_size),
+        refills=isinstance(task.engine, NativeEngine),
         temperature=config.temperature,
         gauge=gauge,
     )
@@ -160,7 +162,16 @@ class _Probed:
     @cached_property
     def micro_batches(self) -> list[list[Fed]]:
         """The same as they are forwarded."""
-        return [micro_batches(rows, self.task.config.micro_batch_size) for rows in self.batches]
+        config = self.task.config
+        return [
+            micro_batches(
+                rows,
+                config.micro_batch_size,
+                tokens=config.micro_batch_tokens,
+                num_mini_batches=config.num_mini_batches,
+            )
+            for rows in self.batches
+        ]
 
     @cached_property
     def fed(self) -> Fed:
@@ -169,10 +180,10 @@ class _Probed:
         return whole.times(1 / len(self.micro_batches))
 
     def _sample(self) -> Part:
-        together = self.task.config.rollout_batch_size
+        how = {"together": self.task.config.rollout_batch_size, "refills": self.sampling.refills}
         rates = Rates.fit(self.sampling.pieces)
-        fed = total([decoded(rows, together=together) for rows in self.batches]).times(1 / len(self.batches))
-        seconds = fmean(rates.cost(decoding(rows, together=together)) for rows in self.batches)
+        fed = total([decoded(rows, **how) for rows in self.batches]).times(1 / len(self.batches))
+        seconds = fmean(rates.cost(decoding(rows, **how)) for rows in self.batches)
         return Part("sample", fed.tokens, self.decoder.sampling(fed), seconds + self.sampling.sync_seconds)
 
     def _score(self) -> Part:
@@ -216,7 +227,7 @@ class _Probed:
             return 0.0
         rates = Rates.fit(pieces)
         calls = {"calls": 1} if part == "score" else {}
-        return fmean(rates.cost(forwarding(parts) | calls) for parts in self.micro_batches)
+        return fmean(rates.cost({**forwarding(parts), **calls}) for parts in self.micro_batches)
 
     def _memory(self, available: float) -> Memory:
         config, task, live = self.task.config, self.task, self.training.live

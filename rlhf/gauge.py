@@ -39,7 +39,7 @@ class Gauge:
         """The most that was in use since `live` was asked."""
         return torch.cuda.max_memory_allocated(self._gpu) if self._gpu is not None else _of_process("VmHWM")
 
-    def available(self) -> int:
+    def available(self) -> float:
         """What this process could have in all: what it has, and what is free now."""
         if self._gpu is not None:
             free, _ = torch.cuda.mem_get_info(self._gpu)

@@ -55,6 +55,8 @@ class Sampling:
     limit: int
     """Tokens of a completion, at most."""
     together: int
+    refills: bool
+    """See `workload.decoding`."""
     temperature: float
     gauge: Gauge
     pieces: list[Piece] = field(default_factory=list)
@@ -83,6 +85,7 @@ class Sampling:
             spent = self._call(rows, longest, budget.clock, live=live)
             if spent > budget.left:
                 break
+        self.engine.rest()
 
     @property
     def seen_tokens(self) -> int:
@@ -102,7 +105,8 @@ class Sampling:
         rows = [Row(len(ids), len(each.ids)) for ids, each in zip(prompts, sampled, strict=True)]
         self.completions += sampled
         if counts:
-            self.pieces.append((decoding(rows, together=self.together), seconds))
+            work = decoding(rows, together=self.together, refills=self.refills)
+            self.pieces.append((work, seconds))
         if live is not None:
             self.weights.append((cached(rows), self.gauge.peak() - live))
         return seconds
@@ -122,9 +126,13 @@ class Prepared:
 
     def __init__(self, completions: Sequence[Generated]) -> None:
         self.completions = completions
+        self.batch_size = len(completions)
 
     def sync(self) -> None:
         """Nothing to take over."""
+
+    def rest(self) -> None:
+        """Nothing to give up."""
 
     def generate(self, prompts: Sequence[Sequence[int]], **_: Any) -> list[Generated]:
         """These completions, one for each prompt."""
@@ -182,7 +190,7 @@ class Training:
         task.rows, task.engine = range(count), Prepared(self.completions[:count])
         started, watch = clock(), Stopwatch(clock)
         batch = task.rollout(number, kl_coef=task.config.kl_coef, lap=watch.lap)
-        task.update(number, batch)
+        task.update(number, batch, kl_coef=task.config.kl_coef)
         watch.lap("value_only" if value_only else "update")
         lengths = zip(batch.prompt_lengths.tolist(), batch.completion_lengths.tolist(), strict=True)
         parts = micro_batches([Row(*each) for each in lengths], task.config.micro_batch_size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from rlhf.flops import Fed
 from rlhf.generation import Generated
+from rlhf.micro_batches import partition
 from rlhf.rates import Work
-from rlhf.rollout import partition
 from rlhf.sequences import Sequences
 
 
@@ -59,44 +60,57 @@ class Lengths:
         return [int((self.longer > u).sum().clamp(min=1)) for u in uniforms]
 
 
-def decoding(rows: Sequence[Row], *, together: int) -> Work:
-    """What sampling these rows costs by, `together` at a time and the longest prompts first."""
-    work = {"prompt_tokens": 0.0, "decode_steps": 0.0, "sampled_tokens": 0.0, "read_tokens": 0.0}
-    for width, part in _by_prompt(rows, together):
-        work["prompt_tokens"] += width * len(part)
-        work["decode_steps"] += max(part)
-        work["sampled_tokens"] += sum(part)
-        work["read_tokens"] += sum(_read(width, completion) for completion in part)
-    return work
+def decoding(rows: Sequence[Row], *, together: int, refills: bool) -> Work:
+    """What sampling these rows costs by, `together` at a time and the longest prompts first.
+
+    An engine that `refills` lets a waiting row take the place of one that ends, and pads no prompt (`NativeEngine`).
+    """
+    rows = _as_read(rows, together, refills)
+    return {
+        "prompt_tokens": float(sum(row.prompt for row in rows)),
+        "decode_steps": float(_steps(rows, together, refills)),
+        "sampled_tokens": float(sum(row.completion for row in rows)),
+        "read_tokens": sum(map(_read, rows)),
+    }
 
 
-def decoded(rows: Sequence[Row], *, together: int) -> Fed:
+def decoded(rows: Sequence[Row], *, together: int, refills: bool) -> Fed:
     """The same as what goes through the model: the last sampled token does not, and each needs the LM head once."""
-    whole = Fed(0.0, 0.0)
-    for width, part in _by_prompt(rows, together):
-        pairs = width**2 * len(part) + sum(_read(width, completion) for completion in part)
-        whole += Fed(width * len(part) + sum(part) - len(part), pairs, sum(part))
-    return whole
+    rows = _as_read(rows, together, refills)
+    sampled = sum(row.completion for row in rows)
+    pairs = sum(row.prompt**2 + _read(row) for row in rows)
+    return Fed(sum(row.prompt for row in rows) + sampled - len(rows), pairs, sampled)
 
 
-def _by_prompt(rows: Sequence[Row], together: int) -> Iterator[tuple[int, list[int]]]:
-    """Of each batch that is decoded, the longest prompt and the lengths of the completions."""
+def _as_read(rows: Sequence[Row], together: int, refills: bool) -> list[Row]:
+    """In the order of decoding; padded to the longest prompt of their batch where they are decoded by batches."""
     ordered = sorted(rows, key=lambda row: -row.prompt)
-    for start in range(0, len(rows), together):
-        part = ordered[start : start + together]
-        yield part[0].prompt, [row.completion for row in part]
+    if refills:
+        return ordered
+    return [Row(ordered[i - i % together].prompt, row.completion) for i, row in enumerate(ordered)]
 
 
-def _read(width: int, completion: int) -> float:
-    """Cached positions that the sampled tokens look at, themselves included, after a prompt filled up to `width`."""
-    return (completion - 1) * (width + completion / 2)
+def _steps(rows: Sequence[Row], together: int, refills: bool) -> int:
+    """Passes until the last row has ended."""
+    if not refills:
+        return sum(max(row.completion for row in rows[i : i + together]) for i in range(0, len(rows), together))
+    ends = [0] * min(together, len(rows))  # of the row in each place, a heap
+    for row in rows:
+        heapreplace(ends, ends[0] + row.completion)
+    return max(ends)
 
 
-def micro_batches(rows: Sequence[Row], size: int) -> list[Fed]:
-    """What a rollout of these rows is forwarded as, see `rollout.partition`."""
+def _read(row: Row) -> float:
+    """Cached positions that the sampled tokens look at, themselves included."""
+    return (row.completion - 1) * (row.prompt + row.completion / 2)
+
+
+def micro_batches(rows: Sequence[Row], size: int, *, tokens: int | None = None, num_mini_batches: int = 1) -> list[Fed]:
+    """What a rollout of these rows is forwarded as, see `micro_batches.partition`."""
     prompts, completions = (torch.tensor(column) for column in zip(*rows, strict=True))
     blank = torch.zeros(len(rows), 1, dtype=torch.long)
-    parts = partition(Sequences(blank, prompts, blank, completions), size)
+    sequences = Sequences(blank, prompts, blank, completions)
+    parts = partition(sequences, size, tokens=tokens, num_mini_batches=num_mini_batches)
     return [fed([rows[i] for i in part.tolist()]) for part in parts]
 
 

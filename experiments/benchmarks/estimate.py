@@ -116,9 +116,9 @@ def _watch_saves() -> list[float]:
     seconds: list[float] = []
     save = Learner.save
 
-    def timed(self: Learner, *arguments: Any) -> None:
+    def timed(self: Learner, folder: Path, step: int, numbers: dict[str, Any]) -> None:
         started = time.perf_counter()
-        save(self, *arguments)
+        save(self, folder, step, numbers)
         seconds.append(time.perf_counter() - started)
 
     Learner.save = timed

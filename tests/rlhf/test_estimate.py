@@ -39,11 +39,15 @@ class Clocked:
     def sync(self) -> None:
         self.now += 0.5
 
+    def rest(self) -> None: ...
+
     def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, **_: Any) -> list[Generated]:
         lengths = [max_tokens if i % 2 else 1 + max_tokens // 2 for i in range(len(prompts))]
         rows = [Row(len(prompt), length) for prompt, length in zip(prompts, lengths, strict=True)]
         self.calls += 1
-        self.now += Rates(TRUE).cost(decoding(rows, together=self.together)) * (3 if self.calls == 1 else 1)
+        self.now += Rates(TRUE).cost(decoding(rows, together=self.together, refills=True)) * (
+            3 if self.calls == 1 else 1
+        )
         return [Generated([9] * length, [0.0] * length, length < max_tokens) for length in lengths]
 
 
@@ -51,13 +55,15 @@ class Clocked:
 def test_a_linear_cost_is_found_exactly_whether_there_was_time_for_all_of_it_or_not(seconds: float) -> None:
     engine = Clocked(together=16)
     prompts = [[5] * (3 + 7 * i % 20) for i in range(50)]
-    sampling = Sampling(engine, prompts, limit=300, together=16, temperature=1.0, gauge=Gauge(torch.device("cpu")))
+    sampling = Sampling(
+        engine, prompts, limit=300, together=16, refills=True, temperature=1.0, gauge=Gauge(torch.device("cpu"))
+    )
     budget = Budget(seconds, lambda: engine.now)
     sampling.run(budget, enough=16)
     assert sampling.sync_seconds == 0.5
     assert (sampling.seen_tokens == 300) == (seconds > 10)
     assert budget.left > -0.4 * seconds
-    whole = decoding([Row(len(prompt), 300) for prompt in prompts], together=16)
+    whole = decoding([Row(len(prompt), 300) for prompt in prompts], together=16, refills=True)
     assert Rates.fit(sampling.pieces).cost(whole) == pytest.approx(Rates(TRUE).cost(whole), rel=1e-6)
 
 

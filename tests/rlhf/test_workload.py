@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.generation import Generated
-from rlhf.rollout import partition
+from rlhf.micro_batches import partition
 from rlhf.sequences import Sequences
 from rlhf.workload import Lengths, Row, decoded, decoding, micro_batches
 from tests.rlhf import ppo_world as world
@@ -41,10 +41,16 @@ def test_what_is_drawn_has_these_lengths() -> None:
 
 def test_decoding_by_hand() -> None:
     rows = [Row(3, 2), Row(5, 4), Row(2, 1)]
-    work = decoding(rows, together=2)  # prompts of 5 and 3, filled up to 5; then the one of 2
+    in_batches = {"together": 2, "refills": False}  # prompts of 5 and 3, filled up to 5; then the one of 2
+    work = decoding(rows, **in_batches)
     assert work == {"prompt_tokens": 10 + 2, "decode_steps": 4 + 1, "sampled_tokens": 7, "read_tokens": 6 + 21}
-    fed = decoded(rows, together=2)
+    fed = decoded(rows, **in_batches)
     assert (fed.tokens, fed.pairs, fed.completion) == (12 + 4, 2 * 25 + 4 + 6 + 21, 7)
+    refilled = {"together": 2, "refills": True}  # the one of 2 takes the place of that of 3, and ends before that of 5
+    work = decoding(rows, **refilled)
+    assert work == {"prompt_tokens": 10, "decode_steps": 4, "sampled_tokens": 7, "read_tokens": 21 + 4}
+    fed = decoded(rows, **refilled)
+    assert (fed.tokens, fed.pairs, fed.completion) == (10 + 4, 25 + 9 + 4 + 21 + 4, 7)
 
 
 def test_micro_batches_are_those_of_a_rollout() -> None:
@@ -52,6 +58,7 @@ def test_micro_batches_are_those_of_a_rollout() -> None:
     rows = [Row(len(p), len(c)) for p, c in zip(world.PROMPTS, world.COMPLETIONS, strict=True)]
     shapes = [whole.select(part).model_inputs()["input_ids"].shape for part in partition(whole, 3)]
     found = micro_batches(rows, 3)
+    assert micro_batches(rows, 1, tokens=10**6) == [micro_batches(rows, len(rows))[0]]
     assert [part.tokens for part in found] == [b * width for b, width in shapes]
     assert [part.pairs for part in found] == [b * width**2 for b, width in shapes]
     assert sum(part.completion for part in found) == sum(map(len, world.COMPLETIONS))
