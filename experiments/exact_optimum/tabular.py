@@ -8,6 +8,7 @@ completions does not cancel (mean over tokens: all of the gap; mean over sequenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,13 @@ class TableEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, generator: torch.Generator
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+        **_: Any,
     ) -> list[Generated]:
         """See `Engine.generate`. Every row is drawn to its full length, and cut after its EOS."""
         device = self.table.policy.shift.device
