@@ -173,12 +173,6 @@ class _Task:
         self.ref_model = ActorCritic(ref_policy, None, temperature=config.temperature, dtype=dtype, trunk=self.trunk)
         if sharded:
             sharding.shard(ref_policy, self.accelerator)
-        else:
-            models.only_read(ref_policy, dtype, beside=policy)
-            if models.writes_adapter_only(policy):
-                models.only_read(policy, dtype)
-            if isinstance(reward, SharesWeights):  # after that: a reward that computes in fp32 keeps its own weights
-                reward.share_weights(ref_policy)
         self.learner = Learner(
             ActorCritic(policy, value, temperature=config.temperature, dtype=dtype, trunk=self.trunk).to(start),
             learning_rate=config.learning_rate,
@@ -188,6 +182,8 @@ class _Task:
             ema_decay=config.extras.ema_decay,
             accelerator=self.accelerator,
         )
+        if not sharded:
+            self._hold_less(ref_policy, dtype)
         self.halving = Halving.of_micro_batches(config.micro_batch_size, config.micro_batch_tokens)
         self.demonstrations = _demonstrations(config, tokenizer)
         self.settings = UpdateSettings(
@@ -203,6 +199,15 @@ class _Task:
             target_kl=config.extras.target_kl,
             ptx_coef=config.extras.ptx_coef,
         )
+
+    def _hold_less(self, ref_policy: Any, dtype: torch.dtype) -> None:
+        """Hold in `dtype` what is only multiplied in it, and once what policy, reference and reward have in common."""
+        policy = self.learner.model.policy
+        models.only_read(ref_policy, dtype, beside=policy)
+        if models.writes_adapter_only(policy):
+            models.only_read(policy, dtype)
+        if isinstance(self.reward, SharesWeights):  # now: a reward that computes in fp32 keeps its own weights
+            self.reward.share_weights(ref_policy)
 
     def anywhere(self, here: bool) -> bool:
         """Whether it holds on any process: all of them must leave the loop after the same step."""

@@ -59,6 +59,24 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+def test_a_lora_run_in_bf16_trains_the_adapter_on_a_base_held_in_bf16(
+    watched: list[Any], tiny_model_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """What it leaves behind is the adapter, for the base as it lies in its folder."""
+    found = train(tiny_model_folder, tiny_tokenizer, tmp_path, trainable="lora", precision="bf16")
+    policy = watched[0].learner.model.policy
+    assert {w.dtype for w in models.trainable_parameters(policy).values()} == {torch.float32}
+    held = [m.base_layer.weight for m in policy.modules() if hasattr(m, "base_layer")]
+    assert {w.dtype for w in held} == {torch.bfloat16}
+    theirs = {id(w) for w in watched[0].ref_model.parameters()}
+    assert all(id(w) in theirs for w in held)
+    again = models.load_policy(str(found.model_folder), tiny_tokenizer, trainable="lora")
+    trained, kept = models.trainable_parameters(policy), models.trainable_parameters(again)
+    assert all(torch.equal(trained[name], kept[name]) for name in trained)
+    assert any((w != 0).any() for name, w in kept.items() if "lora_B" in name)
+    assert world.records(tmp_path)[0]["objective/kl"] == 0, "policy and reference are the same before the first step"
+
+
 # ---------------------------------------------------------------- prompts
 
 
