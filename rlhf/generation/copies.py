@@ -26,7 +26,6 @@ class SamplingModel:
         self._policy = policy
         self.model = _copied(policy, own_copy, dtype) if own_copy or dtype != torch.float32 else policy
         self._packed = Packed(self.model, rows=rows) if self.model is not policy else None
-        self._rests = False
 
     @property
     def device(self) -> torch.device:
@@ -34,19 +33,17 @@ class SamplingModel:
         return self.model.device
 
     def sync(self) -> None:
-        """Copy the policy's trained weights into the copy, and all after a rest."""
+        """Copy the policy's trained weights into the copy, and what a rest has let go."""
         if self._packed is None:
             return
         for theirs, mine in zip(self._policy.parameters(), self.model.parameters(), strict=True):
-            if theirs.requires_grad or self._rests:
+            if theirs.requires_grad or self._packed.lacks(mine):
                 self._packed.take(mine, whole(theirs))
-        self._rests = False
 
     def rest(self) -> None:
         """Let go of the packed weights: making them anew takes no time beside what a rest is for."""
         if self._packed is not None:
             self._packed.drop()
-            self._rests = True
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ class Packed:
         others = (module for module in model.modules() if type(module) is not nn.Linear)
         shared = {id(weight) for module in others for weight in module.parameters(recurse=False)}
         self._layers: dict[int, list[nn.Linear]] = {}
+        self._dropped: set[int] = set()
         for layer in linear:
             self._pack(layer, layer.weight)
             if id(layer.weight) not in shared:
@@ -40,11 +41,17 @@ class Packed:
             weight.copy_(value)
         for layer in self._layers.get(id(weight), []):
             self._pack(layer, value)
+        self._dropped.discard(id(weight))
 
     def drop(self) -> None:
         """Let go of what was packed, until the weights are taken anew."""
         for layer in chain(*self._layers.values()):
             layer.forward = _dropped
+        self._dropped = set(self._layers)
+
+    def lacks(self, weight: Tensor) -> bool:
+        """Whether a weight of the model was dropped."""
+        return id(weight) in self._dropped
 
     @torch.no_grad()
     def _pack(self, layer: nn.Linear, value: Tensor) -> None:
