@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         if is_main_process():
-            print(f"\nStopped. To go on from the last checkpoint: rlhf {_resuming(arguments)}", file=sys.stderr)
+            asked_only = any(argument.startswith("--estimate") for argument in arguments)
+            way = "" if asked_only else f" To go on from the last checkpoint: rlhf {_resuming(arguments)}"
+            print(f"\nStopped.{way}", file=sys.stderr)
         return getattr(stop, "status", 130)  # of rlhf.stopping.Stopped: 143 after SIGTERM
 
 

@@ -1,7 +1,7 @@
 """What a PPO run will take on this machine, from a probe of some seconds that uses the very parts of a run.
 
-`run` is the command `rlhf ppo --estimate`; `estimate` takes objects, as `ppo.train` does. Nothing is trained, and
-nothing written. Sampling is timed on real prompts; rollout and update on a few rows with completions of the lengths
+`run` is the command `rlhf ppo --estimate`; `estimate` takes objects, as `ppo.train` does. Nothing of it is kept.
+Sampling is timed on real prompts; rollout and update on a few rows with completions of the lengths
 that were sampled. Steps are then made up with the run's own prompts, and cost what the pieces did (`rlhf.rates`).
 """
 
@@ -30,7 +30,7 @@ from rlhf.generation.native import NativeEngine
 from rlhf.probe import Budget, Sampling, Training, cached
 from rlhf.progress import say
 from rlhf.rates import Rates
-from rlhf.types import ConfigError, Prompt, RewardFn
+from rlhf.types import ConfigError, Prompt, RewardFn, TrunkReward
 from rlhf.workload import Lengths, Row, decoded, decoding, forwarding, micro_batches, total
 
 PROBE_SECONDS = 20.0
@@ -68,7 +68,7 @@ def estimate(
     task = ppo._Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
     if task.accelerator.num_processes > 1:
         raise ConfigError("--estimate looks at one process: run it without a launcher")
-    say(f"ppo: a probe of about {seconds:.0f} s, nothing is trained or written")
+    say(f"ppo: a probe of about {seconds:.0f} s, of which nothing is kept")
     gauge = Gauge(task.accelerator.device)
     probed = _probe(task, gauge, seconds)
     return probed.estimate(available=gauge.available(), save_seconds=_save_seconds(task), started=started)
@@ -88,19 +88,26 @@ def _probe(task: Any, gauge: Gauge, seconds: float) -> _Probed:
     decoder = Decoder.of(task.learner.model.policy, trunk_depth=task.trunk.depth if task.trunk else 0)
     sampling.run(Budget(FOR_SAMPLING * seconds, time.perf_counter), enough=config.batch_size)
     lengths = Lengths.of(sampling.completions, limit=config.max_completion_tokens)
-    training = Training(task, _middle(config, lengths, sampling.completions, task.tokenizer.eos_token_id), gauge)
+    eos = task.tokenizer.eos_token_id
+    training = Training(task, _middle(config, lengths, task.prompt_ids, sampling.completions, eos), gauge)
     training.run(Budget((1 - FOR_SAMPLING) * seconds, time.perf_counter))
     return _Probed(task, decoder, lengths, sampling, training)
 
 
-def _middle(config: PPOConfig, lengths: Lengths, sampled: Sequence[Generated], eos: int) -> list[Generated]:
+def _middle(
+    config: PPOConfig, lengths: Lengths, prompt_ids: Sequence[Sequence[int]], sampled: Sequence[Generated], eos: int
+) -> list[Generated]:
     """Completions for the micro-batch in which half of a batch's tokens are reached, neighbours in length.
 
     They are pieces of those that were sampled: a reward that reads text is given text.
     """
     drawn = sorted(lengths.draw(config.batch_size, torch.Generator().manual_seed(config.seed)))
-    count = max(config.micro_batch_size, config.extras.rloo_samples or 1)
+    size = config.micro_batch_size
+    if config.micro_batch_tokens is not None:
+        size = int(config.micro_batch_tokens / (fmean(map(len, prompt_ids)) + lengths.mean))
+    count = max(size, config.extras.rloo_samples or 1)
     reached = torch.tensor(drawn).cumsum(0)
+    count = min(count, len(drawn))
     start = min(int((reached < reached[-1] / 2).sum()) // count * count, len(drawn) - count)
     text = [token for each in sampled for token in (each.ids[:-1] if each.finished else each.ids)] or [eos]
     found: list[Generated] = []
@@ -156,7 +163,8 @@ class _Probed:
             chosen = ppo.prompt_indices(len(self.task.prompts), step, config.batch_size // samples, seed=config.seed)
             prompts = [len(self.task.prompt_ids[index]) for index in chosen for _ in range(samples)]
             drawn = self.lengths.draw(len(prompts), generator)
-            found.append([Row(*row) for row in zip(prompts, drawn, strict=True)])
+            new = [i % samples == 0 for i in range(len(prompts))]
+            found.append([Row(*row) for row in zip(prompts, drawn, new, strict=True)])
         return found
 
     @cached_property
@@ -188,7 +196,7 @@ class _Probed:
 
     def _score(self) -> Part:
         classifier = getattr(self.task.reward, "classifier", None)
-        if classifier is None:
+        if classifier is None or not isinstance(self.task.reward, TrunkReward):
             return Part("score", 0.0, 0.0, self._seconds("score"))
         depth = self.task.trunk.depth if self.task.trunk_reward else 0
         layers = Layers.of(classifier, models.layers_of(classifier)[1][depth:])
@@ -248,6 +256,7 @@ class _Probed:
             available=available,
             largest_micro_batch_size=fitting(of_update, room - rollout, config.batch_size // config.num_mini_batches),
             largest_rollout_batch_size=fitting(of_sampling, room, config.batch_size),
+            longest_tokens=longest,
         )
 
     def _trunk_states(self) -> float:
@@ -256,8 +265,7 @@ class _Probed:
             return 0.0
         width = self.task.learner.model.policy.get_output_embeddings().weight.shape[1]
         longest = max(max(r.prompt for r in rows) + max(r.completion for r in rows) for rows in self.batches)
-        size = torch.tensor([], dtype=self.task.trunk.dtype).element_size()
-        return float(longest * self.task.config.batch_size * width * size)
+        return float(longest * self.task.config.batch_size * width * torch.float32.itemsize)  # autocast keeps fp32
 
 
 def _together(rows: Sequence[Row], size: int) -> Iterable[list[Row]]:
@@ -273,12 +281,13 @@ def _share_cut(sampled: Sequence[Generated], lengths: Lengths) -> float:
 
 
 def _save_seconds(task: Any) -> float:
-    """Seconds of a checkpoint: weights, moving average and Adam's two moments, from a piece in a temporary folder."""
+    """Seconds of a checkpoint (weights, moving average, Adam's two moments), from a piece where the run will write."""
     learner = task.learner
     policy, value = (sum(w.nbytes for w in weights) for weights in _trained(learner.model))
     whole = policy * (4 if learner.ema else 3) + value * 3
     blank = torch.zeros(max(1, min(whole, WRITTEN)) // 4 + 1)
-    with tempfile.TemporaryDirectory() as folder:
+    beside = next(each for each in Path(task.config.output).absolute().parents if each.is_dir())
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
         started = time.perf_counter()
         checkpoint.save(Path(folder), 0, weights={"policy": {"piece": blank}}, states={}, numbers={})
         return (time.perf_counter() - started) * max(1.0, whole / blank.nbytes)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf.config import PPOConfig
+from rlhf.config import Lora, PPOConfig
 from rlhf.progress import duration
 
 NEARLY_ALL = 0.9
@@ -41,6 +41,14 @@ class Memory:
     largest_micro_batch_size: int
     """That fits, with prompts and completions as long as they may be; 0 where not even 1 does."""
     largest_rollout_batch_size: int
+    longest_tokens: int
+    """Of a prompt with its completion, at most."""
+
+    def micro_batch(self, config: PPOConfig) -> tuple[str, int, int]:
+        """The setting that bounds micro-batches, its value, and the largest that fits."""
+        if config.micro_batch_tokens is None:
+            return "micro_batch_size", config.micro_batch_size, self.largest_micro_batch_size
+        return "micro_batch_tokens", config.micro_batch_tokens, self.largest_micro_batch_size * self.longest_tokens
 
     @property
     def peak(self) -> float:
@@ -139,12 +147,12 @@ class Estimate:
 def whole(estimate: Estimate) -> list[str]:
     """The run in a few lines."""
     lasting, memory, seen = estimate.lasting, estimate.memory, estimate.completions
+    name, _, largest = memory.micro_batch(estimate.config)
     lines = [
         f"The run: {lasting.steps} steps, {duration(estimate.total_seconds)}, of which "
         f"{duration(lasting.saves * lasting.save_seconds)} for {lasting.saves} checkpoints.",
         f"Memory: {_gigabytes(memory.peak)} at the peak, of {_gigabytes(memory.available)} that can be had.",
-        f"Largest that fits: micro_batch_size {memory.largest_micro_batch_size}, "
-        f"rollout_batch_size {memory.largest_rollout_batch_size}.",
+        f"Largest that fits: {name} {largest}, rollout_batch_size {memory.largest_rollout_batch_size}.",
         f"Completions: {seen.mean_tokens:.0f} tokens on average, {seen.cut:.0%} cut at "
         f"{estimate.config.max_completion_tokens}, from {seen.sampled} that the policy wrote before training.",
     ]
@@ -178,9 +186,11 @@ def _to_save(estimate: Estimate, part: str) -> str:
     if part == "sample":
         return "Shorter completions (max_completion_tokens) are what makes it shorter."
     if part == "score":
-        return "A smaller reward model would make it shorter, or one trained with the policy's lower layers frozen."
+        return (
+            "A faster reward would make it shorter: a reward model with the policy's frozen lower layers shares them."
+        )
     fewer = "Shorter completions (max_completion_tokens) make it shorter"
-    if config.trainable in ("full", "lora"):
+    if config.trainable == "full" or config.trainable == "lora" or isinstance(config.trainable, Lora):
         fewer = "With trainable: {last_layers: n} the layers below run once only"
     if part == "update" and config.num_ppo_epochs > 1:
         return f"{fewer}; num_ppo_epochs {config.num_ppo_epochs - 1} would save one pass of {config.num_ppo_epochs}."
@@ -191,10 +201,11 @@ def _of_memory(estimate: Estimate) -> str:
     config, memory = estimate.config, estimate.memory
     if memory.peak <= NEARLY_ALL * memory.available:
         return "The memory is enough."
-    name = "rollout_batch_size" if memory.sampling > memory.update else "micro_batch_size"
-    largest = getattr(memory, f"largest_{name}")
-    if 1 <= largest < getattr(config, name):
-        return f"The memory is NOT enough, or nearly not: lower {name} from {getattr(config, name)} to {largest}."
+    name, now, largest = memory.micro_batch(config)
+    if memory.sampling > memory.update:
+        name, now, largest = "rollout_batch_size", config.rollout_batch_size, memory.largest_rollout_batch_size
+    if 1 <= largest < now:
+        return f"The memory is NOT enough, or nearly not: lower {name} from {now} to {largest}."
     return (
         "The memory is NOT enough, or nearly not, at any micro_batch_size: train fewer weights (trainable: "
         "{last_layers: n}, lora), or take a smaller model."

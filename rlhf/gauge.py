@@ -44,7 +44,8 @@ class Gauge:
         if self._gpu is not None:
             free, _ = torch.cuda.mem_get_info(self._gpu)
             return free + torch.cuda.memory_reserved(self._gpu)
-        return _of_process("VmRSS") + min(_free_in_machine(), _free_in_container())
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(whole, _of_process("VmRSS") + min(_free_in_machine(), _free_in_container()))
 
 
 def _hand_back() -> None:

@@ -46,11 +46,12 @@ class LMHead:
     def sparse_embedding(self) -> Iterator[None]:
         """Inside the block the embedding's gradient is one of the rows that were read, if the head shares its weights.
 
-        It ends in the head's own, which is as large as the vocabulary, and need not be as large itself.
+        It ends in the head's own, which is as large as the vocabulary, and need not be as large itself. On a CPU: a GPU
+        adds rows in any order, and no two runs would be the same.
         """
-        embedding = self.decoder.get_input_embeddings()
-        tied = isinstance(embedding, nn.Embedding) and embedding.weight is self.linear.weight
-        if not tied or embedding.sparse:
+        embedding, weight = self.decoder.get_input_embeddings(), self.linear.weight
+        tied = isinstance(embedding, nn.Embedding) and embedding.weight is weight
+        if not tied or embedding.sparse or weight.device.type != "cpu":
             yield
             return
         embedding.sparse = True
@@ -97,7 +98,7 @@ class _TokenStatistics(torch.autograd.Function):
             return (slopes * upstream[:, None]).to(ctx.input_dtype), None, None, None, None, None
         hidden, weight, bias, tokens, normalisers = ctx.saved_tensors
         rows = hidden.to(ctx.dtype)
-        of_hidden = torch.zeros_like(normalisers[:, None].expand(-1, rows.shape[1]))
+        of_hidden = normalisers.new_zeros(rows.shape) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight)
         of_bias = torch.empty_like(bias) if bias is not None else None
         size = _chunk_size(len(rows))
@@ -111,9 +112,11 @@ class _TokenStatistics(torch.autograd.Function):
             if of_bias is not None:
                 of_bias[here] = of_logits.sum(0)
             of_logits = of_logits.to(ctx.dtype)
-            of_hidden += of_logits @ cast
+            if of_hidden is not None:
+                of_hidden += of_logits @ cast
             of_weight[here] = of_logits.T @ rows
-        return of_hidden.to(ctx.input_dtype), of_weight, of_bias, None, None, None
+        of_hidden = of_hidden.to(ctx.input_dtype) if of_hidden is not None else None
+        return of_hidden, of_weight, of_bias, None, None, None
 
 
 def _chunk_size(others: int) -> int:

@@ -53,7 +53,7 @@ def autocast(where: torch.device, dtype: torch.dtype) -> AbstractContextManager[
 
 @contextmanager
 def casting_once(where: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block all passes in `dtype` share one conversion of the weights, which must not change meanwhile.
+    """Inside the block all passes in `dtype` share one conversion of trained weights, which must not change meanwhile.
 
     `autocast` forgets what it converted when the outermost block ends, which is this one; nothing else is cast in it.
     """

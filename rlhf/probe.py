@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rlhf import update
+from rlhf import rollout, update
 from rlhf.gauge import Gauge
 from rlhf.generation import Engine, Generated
 from rlhf.rates import Work
@@ -68,13 +68,14 @@ class Sampling:
 
     def run(self, budget: Budget, *, enough: int) -> None:
         """Sample as the run will, for as long as there is time, until `enough` completions are known to their ends."""
+        few, tokens = min(FEW_ROWS, self.together), min(FEW_TOKENS, self.limit)
         self.engine.sync()
+        self._call(few, tokens, budget.clock, counts=False)
+        self.engine.rest()  # as it is when a step begins
+        live = self.gauge.live()
         started = budget.clock()
         self.engine.sync()
         self.sync_seconds = budget.clock() - started
-        few, tokens = min(FEW_ROWS, self.together), min(FEW_TOKENS, self.limit)
-        self._call(few, tokens, budget.clock, counts=False)
-        live = self.gauge.live()
         of_prompts = self._call(few, 1, budget.clock) / few
         rows = max(1, min(self.together, int(budget.left / 8 / max(of_prompts, 1e-9))))
         self._call(max(1, rows // GROWTH), tokens, budget.clock)
@@ -100,9 +101,12 @@ class Sampling:
         generator = torch.Generator().manual_seed(self._asked)
         self._asked += count
         started = clock()
-        sampled = self.engine.generate(prompts, max_tokens=limit, temperature=self.temperature, generator=generator)
+        how = {"max_tokens": limit, "temperature": self.temperature, "generator": generator}
+        sampled = rollout.sample(self.engine, prompts, **how)
         seconds = clock() - started
-        rows = [Row(len(ids), len(each.ids)) for ids, each in zip(prompts, sampled, strict=True)]
+        self.together = min(self.together, self.engine.batch_size)  # where memory did not suffice for as many
+        first = [ids not in prompts[:i] for i, ids in enumerate(prompts)]
+        rows = [Row(len(ids), len(each.ids), new) for ids, each, new in zip(prompts, sampled, first, strict=True)]
         self.completions += sampled
         if counts:
             work = decoding(rows, together=self.together, refills=self.refills)
@@ -115,7 +119,7 @@ class Sampling:
 def cached(rows: Sequence[Row]) -> Work:
     """What the memory of sampling depends on: tokens in the cache of rows that are decoded together."""
     width = max(row.prompt for row in rows) + max(row.completion for row in rows)
-    return {"once": 1, "tokens": width * len(rows)}
+    return {"tokens": width * len(rows), "once": 1}
 
 
 # ---------------------------------------------------------------- rollout and update
@@ -156,15 +160,25 @@ class Training:
 
     def run(self, budget: Budget) -> None:
         """Go from one row to a whole micro-batch, as far as there is time."""
+        task = self.task
+        whole = task.config
+        alone = {"micro_batch_size": len(self.completions), "micro_batch_tokens": None, "num_mini_batches": 1}
+        task.config = replace(whole, **alone)
+        task.settings = replace(task.settings, num_ppo_epochs=1, **alone)
+        try:
+            self._grow(budget)
+        finally:
+            task.config = whole
+
+    def _grow(self, budget: Budget) -> None:
         task, clock = self.task, budget.clock
-        task.settings = replace(task.settings, num_ppo_epochs=1, num_mini_batches=1)
         smallest = task.config.extras.rloo_samples or 1
         self._optimizer_step(clock)
         self.optimizer_seconds = self._optimizer_step(clock)
         self._step(smallest, clock, counts=False)
         self.live = self.gauge.live()
         self.weights.clear()
-        times = 2 + self.has_warm_up  # once before it counts
+        times = 2 + 2 * self.has_warm_up  # each once before it counts
         count = smallest
         spent = self._step(count, clock)
         while True:
@@ -176,7 +190,8 @@ class Training:
             self._step(count, clock, counts=False)
             spent = self._step(count, clock)
         if self.has_warm_up:
-            self._step(count, clock, value_only=True)
+            for counts in (False, True):
+                self._step(count, clock, counts=counts, value_only=True)
 
     @property
     def has_warm_up(self) -> bool:
@@ -199,7 +214,7 @@ class Training:
                 alone = spent - (self.optimizer_seconds if part == "update" else 0.0)
                 self.pieces.setdefault(part, []).append((forwarding(parts), max(alone, 0.0)))
         widest = max(each.tokens for each in parts)
-        self.weights.append(({"once": 1, "tokens": widest}, self.gauge.peak() - self.live))
+        self.weights.append(({"tokens": widest, "once": 1}, self.gauge.peak() - self.live))
         return clock() - started
 
     def _optimizer_step(self, clock: Callable[[], float]) -> float:

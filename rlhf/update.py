@@ -168,10 +168,11 @@ def add_gradients(
                         accelerator.backward(loss * accelerator.num_processes / tokens)
         if shown is None:
             return
+        shown_to = partial(learner.forward, only="policy") if passes else learner.forward
         for rows in halving.parts(torch.arange(len(shown), device=shown.device)):
             part = shown.select(rows)
             share = part.completion_mask.sum() / shown.completion_mask.sum()
-            accelerator.backward(settings.ptx_coef * (share * demonstration_loss(learner.forward, part)))
+            accelerator.backward(settings.ptx_coef * (share * demonstration_loss(shown_to, part)))
 
 
 def _within_memory(

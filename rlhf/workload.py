@@ -23,6 +23,8 @@ class Row(NamedTuple):
     prompt: int
     """Tokens, at least 1."""
     completion: int
+    is_read: bool = True
+    """Whether an engine that `refills` reads the prompt for it: not where another row continues the same one."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def decoding(rows: Sequence[Row], *, together: int, refills: bool) -> Work:
     """
     rows = _as_read(rows, together, refills)
     return {
-        "prompt_tokens": float(sum(row.prompt for row in rows)),
+        "prompt_tokens": float(sum(row.prompt for row in rows if row.is_read)),
         "decode_steps": float(_steps(rows, together, refills)),
         "sampled_tokens": float(sum(row.completion for row in rows)),
         "read_tokens": sum(map(_read, rows)),
@@ -78,8 +80,9 @@ def decoded(rows: Sequence[Row], *, together: int, refills: bool) -> Fed:
     """The same as what goes through the model: the last sampled token does not, and each needs the LM head once."""
     rows = _as_read(rows, together, refills)
     sampled = sum(row.completion for row in rows)
-    pairs = sum(row.prompt**2 + _read(row) for row in rows)
-    return Fed(sum(row.prompt for row in rows) + sampled - len(rows), pairs, sampled)
+    prompts = [row.prompt for row in rows if row.is_read]
+    pairs = sum(length**2 for length in prompts) + sum(map(_read, rows))
+    return Fed(sum(prompts) + sampled - len(rows), pairs, sampled)
 
 
 def _as_read(rows: Sequence[Row], together: int, refills: bool) -> list[Row]:
@@ -107,7 +110,7 @@ def _read(row: Row) -> float:
 
 def micro_batches(rows: Sequence[Row], size: int, *, tokens: int | None = None, num_mini_batches: int = 1) -> list[Fed]:
     """What a rollout of these rows is forwarded as, see `micro_batches.partition`."""
-    prompts, completions = (torch.tensor(column) for column in zip(*rows, strict=True))
+    prompts, completions, _ = (torch.tensor(column) for column in zip(*rows, strict=True))
     blank = torch.zeros(len(rows), 1, dtype=torch.long)
     sequences = Sequences(blank, prompts, blank, completions)
     parts = partition(sequences, size, tokens=tokens, num_mini_batches=num_mini_batches)
@@ -122,7 +125,8 @@ def fed(rows: Sequence[Row]) -> Fed:
 
 def forwarding(parts: Sequence[Fed]) -> Work:
     """What the cost of micro-batches depends on."""
-    return {"calls": len(parts), "tokens": sum(part.tokens for part in parts)}
+    # tokens first: a single piece of work is then explained by them
+    return {"tokens": sum(part.tokens for part in parts), "calls": len(parts)}
 
 
 def total(parts: Sequence[Fed]) -> Fed:

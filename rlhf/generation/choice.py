@@ -12,6 +12,7 @@ from rlhf.generation import Engine
 from rlhf.generation.batch import Batch
 from rlhf.generation.native import NativeEngine
 from rlhf.generation.plain import PlainEngine
+from rlhf.generation.ragged import FEW
 from rlhf.models import keeps_logits
 from rlhf.progress import say
 
@@ -50,11 +51,13 @@ def why_not(policy: Any) -> str | None:
     if _is_named(getattr(config, "rope_parameters", None), SHARED_POSITIONS):
         return "its positions depend on the longest row of a batch"
     try:
-        gap, windows = _measured(policy)
+        # few rows and many attend in different ways
+        (gap, windows), (of_many, _) = (_measured(policy, copies) for copies in (1, FEW))
     except Exception as error:  # whatever a model of any architecture may raise over inputs that it did not expect
         return f"it cannot take rows of different lengths in one line ({type(error).__name__})"
     if windows != _windows(config):
         return "its layers do not say how far they see"
+    gap = max(gap, of_many)
     return None if gap <= EXACT else f"its logits would differ by {gap:.1e}"
 
 
@@ -65,17 +68,22 @@ SHARED_POSITIONS = ("dynamic", "longrope")
 
 
 @torch.no_grad()
-def _measured(policy: Any) -> tuple[float, dict[int, int | None]]:
-    """How far logits are from the model's own, read and decoded, relative to the largest; and what each layer sees."""
+def _measured(policy: Any, copies: int) -> tuple[float, dict[int, int | None]]:
+    """How far logits are from the model's own, read and decoded, relative to the largest; and what each layer sees.
+
+    Of two prompts with so many samples of each.
+    """
     size = policy.config.get_text_config().vocab_size
     prompts, fed = [[i % size for i in range(3, 10)], [i % size for i in range(1, 5)]], [2 % size, 5 % size]
-    batch = Batch(policy, prompts, size=2)
+    batch = Batch(policy, [prompt for prompt in prompts for _ in range(copies)], size=2 * copies)
     found = [batch.advance()]
-    batch.fed = fed
+    batch.fed = [token for token in fed for _ in range(copies)]
     found.append(batch.advance())
     rows = [*prompts, *([*prompt, token] for prompt, token in zip(prompts, fed, strict=True))]
-    own = [policy(input_ids=torch.tensor([row], device=policy.device), use_cache=False).logits[0, -1] for row in rows]
-    difference = (torch.cat(found) - torch.stack(own)).abs().max() / torch.stack(own).abs().max()
+    own = torch.stack(
+        [policy(input_ids=torch.tensor([row], device=policy.device), use_cache=False).logits[0, -1] for row in rows]
+    )
+    difference = (torch.cat(found) - own.repeat_interleave(copies, 0)).abs().max() / own.abs().max()
     return float(difference), batch.windows
 
 

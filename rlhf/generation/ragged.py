@@ -172,7 +172,8 @@ class Pass:
         query = torch.cat([query, query.new_zeros(1, *query.shape[1:])])  # the last: of blocks that no row here holds
         used, heads = len(self._slot), keys.shape[1]
         grouped = query[self._slot].unflatten(1, (heads, -1))  # (blocks, heads, queries of each, D)
-        attended = _fused if softcap is None and query.device.type == "cpu" and used <= FEW else _in_steps
+        is_plain = softcap is None and keys.shape[-1] == values.shape[-1]  # what the fused kernel can do
+        attended = _fused if is_plain and query.device.type == "cpu" and used <= FEW else _in_steps
         found, top, total = attended(
             grouped, keys[:used], values[:used], unseen=self._unseen(window), scaling=scaling, softcap=softcap
         )

@@ -35,6 +35,7 @@ class Clocked:
 
     def __init__(self, together: int) -> None:
         self.now, self.together, self.calls = 0.0, together, 0
+        self.batch_size = together
 
     def sync(self) -> None:
         self.now += 0.5
@@ -54,7 +55,7 @@ class Clocked:
 @pytest.mark.parametrize("seconds", [8.0, 40.0])
 def test_a_linear_cost_is_found_exactly_whether_there_was_time_for_all_of_it_or_not(seconds: float) -> None:
     engine = Clocked(together=16)
-    prompts = [[5] * (3 + 7 * i % 20) for i in range(50)]
+    prompts = [[5] * (3 + 7 * i % 20) + [i] for i in range(50)]  # no two alike: each is read
     sampling = Sampling(
         engine, prompts, limit=300, together=16, refills=True, temperature=1.0, gauge=Gauge(torch.device("cpu"))
     )
@@ -85,8 +86,15 @@ def estimated(folder: Path, tokenizer: Any, output: Path, **changes: Any) -> Est
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"trainable": LastLayers(1)}, {"trainable": "lora"}, {"extras": PPOExtras(rloo_samples=2)}],
-    ids=["full", "last_layers", "lora", "rloo"],
+    [
+        {},
+        {"trainable": LastLayers(1)},
+        {"trainable": "lora"},
+        {"extras": PPOExtras(rloo_samples=2)},
+        {"micro_batch_tokens": 40, "precision": "bf16"},
+        {"micro_batch_tokens": 200, "micro_batch_size": 16},
+    ],
+    ids=["full", "last_layers", "lora", "rloo", "tokens", "tokens of more rows than there are"],
 )
 def test_every_part_is_told_and_nothing_is_written(
     changes: Any, tiny_model_folder: Path, tiny_tokenizer: Any, tmp_path: Path
@@ -154,7 +162,9 @@ SHOWN = Estimate(
     config=PPOConfig(total_episodes=1280, save_every=4, max_completion_tokens=64),
     parts=PARTS,
     lasting=Lasting(10, value_only_steps=2, value_only_update_seconds=5.0, saves=3, save_seconds=2.0),
-    memory=Memory(3e9, 5e9, available=8e9, largest_micro_batch_size=24, largest_rollout_batch_size=128),
+    memory=Memory(
+        3e9, 5e9, available=8e9, largest_micro_batch_size=24, largest_rollout_batch_size=128, longest_tokens=100
+    ),
     completions=Completions(40.0, 0.25, sampled=128, seen_tokens=32),
     probe_seconds=21.0,
 )
@@ -193,6 +203,13 @@ def test_advice_names_what_dominates_and_what_would_fit() -> None:
     assert (
         "at any micro_batch_size" in advice(replace(tight, memory=replace(tight.memory, largest_micro_batch_size=0)))[1]
     )
+
+
+def test_where_tokens_bound_the_micro_batches_they_are_what_is_told() -> None:
+    told = replace(SHOWN, config=PPOConfig(total_episodes=1280, micro_batch_tokens=4096))
+    assert "Largest that fits: micro_batch_tokens 2400," in shown(told)
+    tight = replace(told, memory=replace(SHOWN.memory, available=5e9))
+    assert "lower micro_batch_tokens from 4096 to 2400" in advice(tight)[1]
 
 
 def test_the_command_prints_a_table_or_one_object(

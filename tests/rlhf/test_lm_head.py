@@ -52,6 +52,14 @@ def test_values_and_gradients_are_torchs(
         torch.testing.assert_close(gradient, right, rtol=1e-11, atol=1e-12)
 
 
+def test_a_trained_head_on_frozen_hidden_states_gets_the_same_gradient() -> None:
+    head, hidden, tokens = example(bias=False, trained=True)
+    weight = head.linear.weight
+    expected = torch.autograd.grad(by_torch(head, hidden, tokens, 1.0)[0].sum(), weight)[0]
+    found = head(hidden.detach(), tokens, temperature=1.0, dtype=torch.float64)[0]
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], expected, rtol=1e-11, atol=1e-12)
+
+
 def test_an_impossible_token_counts_nothing_in_the_entropy() -> None:
     head, hidden, tokens = example(bias=True, trained=False)
     head.linear.bias[3] = -torch.inf

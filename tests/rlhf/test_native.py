@@ -10,7 +10,7 @@ import torch
 
 from rlhf import attention, models
 from rlhf.config import Lora
-from rlhf.generation import batch
+from rlhf.generation import batch, ragged
 from rlhf.generation.choice import engine_for, why_not
 from rlhf.generation.native import NativeEngine
 from rlhf.generation.plain import PlainEngine
@@ -227,6 +227,19 @@ def test_it_refuses_a_model_whose_logits_it_would_change(monkeypatch: pytest.Mon
         layer, "forward", lambda hidden, **named: forward(hidden + hidden.mean(1, keepdim=True), **named)
     )
     assert "differ by" in refusal(model)
+
+
+def test_both_ways_of_attending_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few blocks go through torch's kernel, more through the plain operations."""
+    sound = ragged._in_steps
+    assert why_not(tiny.build("llama")) is None
+
+    def wrong(*arguments: Any, **how: Any) -> Any:
+        found, top, total = sound(*arguments, **how)
+        return 1.01 * found, top, total
+
+    monkeypatch.setattr(ragged, "_in_steps", wrong)
+    assert "logits would differ" in refusal(tiny.build("llama"))
 
 
 def test_it_refuses_a_model_that_cannot_take_such_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

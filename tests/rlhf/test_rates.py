@@ -6,7 +6,10 @@ import random
 
 import pytest
 
+from rlhf.flops import Fed
+from rlhf.probe import cached
 from rlhf.rates import Rates
+from rlhf.workload import Row, forwarding
 
 
 def test_linear_costs_are_found_exactly() -> None:
@@ -33,3 +36,12 @@ def test_noise_of_a_tenth_moves_what_is_foretold_by_less() -> None:
     random.seed(0)
     pieces = [({"calls": 1, "tokens": n}, (0.1 + n / 1000) * random.uniform(0.9, 1.1)) for n in (50, 200, 800, 800)]
     assert Rates.fit(pieces).cost({"calls": 10, "tokens": 16_000}) == pytest.approx(17, rel=0.1)
+
+
+def test_a_single_piece_of_work_is_explained_by_its_tokens() -> None:
+    """A fixed cost alone would make larger batches free."""
+    for work, larger in (
+        (forwarding([Fed(100, 1)]), forwarding([Fed(400, 1)])),
+        (cached([Row(50, 50)]), cached([Row(200, 200)])),
+    ):
+        assert Rates.fit([(work, 2.0)]).cost(larger) == pytest.approx(8.0)

@@ -88,6 +88,16 @@ def test_a_separate_critic_has_passes_of_its_own(train_policy: bool, monkeypatch
         torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_demonstrations_beside_a_separate_critic_leave_the_critic_alone() -> None:
+    model = world.actor_critic(critic=True)
+    batch = world.gathered(model, world.reference(model))
+    shown = Sequences.from_lists(world.PROMPTS[:2], world.COMPLETIONS[:2], pad=world.PAD)
+    read: list[int] = []
+    model.value.backbone.register_forward_hook(lambda *_: read.append(1))
+    run(world.learner(model), batch, micro_batch_size=8, ptx_batches=iter([shown]), ptx_coef=1.0)
+    assert len(read) == 1, "once for the rollout's own micro-batch"
+
+
 # ---------------------------------------------------------------- the first minibatch
 
 

@@ -53,6 +53,13 @@ def test_decoding_by_hand() -> None:
     assert (fed.tokens, fed.pairs, fed.completion) == (10 + 4, 25 + 9 + 4 + 21 + 4, 7)
 
 
+def test_a_prompt_of_several_samples_is_read_once() -> None:
+    rows = [Row(5, 2), Row(5, 3, is_read=False)]
+    assert decoding(rows, together=2, refills=True)["prompt_tokens"] == 5
+    fed = decoded(rows, together=2, refills=True)
+    assert (fed.tokens, fed.completion) == (5 + 5 - 2, 5)
+
+
 def test_micro_batches_are_those_of_a_rollout() -> None:
     whole = Sequences.from_lists(world.PROMPTS, world.COMPLETIONS, pad=world.PAD)
     rows = [Row(len(p), len(c)) for p, c in zip(world.PROMPTS, world.COMPLETIONS, strict=True)]
