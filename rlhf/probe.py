@@ -35,6 +35,7 @@ class Budget:
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
+        self.seconds = seconds
         self._end = clock() + seconds
 
     @property
@@ -178,12 +179,12 @@ class Training:
         self._step(smallest, clock, counts=False)
         self.live = self.gauge.live()
         self.weights.clear()
-        times = 2 + 2 * self.has_warm_up  # each once before it counts
-        count = smallest
-        spent = self._step(count, clock)
+        count, spent = smallest, self._step(smallest, clock)
         while True:
-            fitting = int(count * budget.left / (times * max(spent, 1e-9)))
-            following = min(len(self.completions), GROWTH * count, fitting) // smallest * smallest
+            affordable = int(count * budget.left / max(2 * spent, 1e-9))
+            if count == smallest and spent < budget.seconds / GROWTH:
+                affordable = GROWTH * count  # one size alone would not tell what a call costs from what a token does
+            following = min(len(self.completions), GROWTH * count, affordable) // smallest * smallest
             if following <= count:
                 break
             count = following

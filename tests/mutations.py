@@ -186,8 +186,8 @@ MUTATIONS = (
         14,
         "the critic's loss is averaged by micro-batch",
         "rlhf/update.py",
-        "settings.vf_coef * ops.masked(value.loss, mask).sum()",
-        "settings.vf_coef * ops.masked_mean(value.loss, mask)",
+        "return ops.masked(value.loss, mask).sum()",
+        "return ops.masked_mean(value.loss, mask)",
         of("rlhf/test_update.py", "test_the_critic_alone_has_the_same_gradient_for_any_micro_batches"),
     ),
     Mutation(
@@ -227,8 +227,8 @@ MUTATIONS = (
         27,
         "a reward model under lora is saved as an adapter without its head",
         "rlhf/models.py",
-        'if _is_peft(model) and (hasattr(model, "score") or not',
-        "if _is_peft(model) and (not",
+        'return _is_peft(model) and not hasattr(model, "score") and bool(',
+        "return _is_peft(model) and bool(",
         of("reward_models/test_model.py", "test_folder_gives_the_same_scores_with_and_without_this_project[lora]"),
     ),
     Mutation(
