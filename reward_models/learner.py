@@ -16,12 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from reward_models.evaluation import Scored
 from reward_models.losses import beats, bradley_terry_loss, centering_loss, plackett_luce_loss, soft_pair_loss
-from reward_models.model import OnProgress, ignore, scores_of, sequence_scores
+from reward_models.model import scores_of, sequence_scores
 from reward_models.preferences import EncodedRanking, tie_strength
 from rlhf import checkpoint, models
 from rlhf.checkpoint import Checkpoint
 from rlhf.config import RewardConfig
 from rlhf.out_of_memory import Halving
+from rlhf.progress import OnProgress, ignore
 from rlhf.sequences import pad_rows
 from rlhf.trunk import StateFile
 from rlhf.types import UserError

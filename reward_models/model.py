@@ -7,7 +7,7 @@ completion that was cut off at the token limit: whether a completion ended by it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,14 @@ from rlhf.config import Precision
 from rlhf.contract import Contract, check_same_template
 from rlhf.model_files import is_classifier, local_source
 from rlhf.models import autocast, compute_dtype, device, hold_once, load_classifier, load_tokenizer, only_read
+from rlhf.progress import OnProgress, ignore
 from rlhf.sequences import length_mask, pad_rows
 from rlhf.text import encode_completion, encode_prompt
 from rlhf.trunk import StateFile, Trunk
 from rlhf.types import ContractError, DataError, Prompt
 
-OnProgress = Callable[[int], None]
-
-
 GROUP = 16
 """Rows padded to one length: the completions of a ranking differ in theirs, and padding costs as much as text."""
-
-
-def ignore(_: int) -> None:
-    """Nobody watches."""
 
 
 class RewardModel:

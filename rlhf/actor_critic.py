@@ -87,8 +87,8 @@ class ActorCritic(nn.Module):
         """
         inputs = batch.model_inputs()
         if only == "value":
-            empty = torch.zeros(batch.completion_mask.shape, device=batch.completion_mask.device)
-            return TokenOutputs(empty, empty, self._values(empty[..., None], inputs, empty))
+            values = self._of_critic(inputs, batch.completion_mask.shape[1])
+            return TokenOutputs(torch.zeros_like(values), torch.zeros_like(values), values)
         with (
             nullcontext() if train_policy else torch.no_grad(),
             autocast(inputs["input_ids"].device, self.dtype),
@@ -123,8 +123,12 @@ class ActorCritic(nn.Module):
             return torch.zeros_like(logprobs)
         if isinstance(self.value, ValueHead):
             return self.value(hidden)
-        with autocast(hidden.device, self.dtype):
-            return self.value(inputs, hidden.shape[1])
+        return self._of_critic(inputs, hidden.shape[1])
+
+    def _of_critic(self, inputs: dict[str, Tensor], width: int) -> Tensor:
+        assert isinstance(self.value, ValueModel)
+        with autocast(inputs["input_ids"].device, self.dtype):
+            return self.value(inputs, width)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Trained weights of the policy."""

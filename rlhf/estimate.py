@@ -1,8 +1,8 @@
 """What a PPO run will take on this machine, from a probe of some seconds that uses the very parts of a run.
 
 `run` is the command `rlhf ppo --estimate`; `estimate` takes objects, as `ppo.train` does. Nothing of it is kept.
-Sampling is timed on real prompts; rollout and update on a few rows with completions of the lengths
-that were sampled. Steps are then made up with the run's own prompts, and cost what the pieces did (`rlhf.rates`).
+Sampling is timed on real prompts; rollout and update on a few rows with completions of the lengths that were sampled.
+Steps are then made up with the run's own prompts, and cost what the pieces did (`rlhf.rates`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def estimate(
     ConfigError among several processes.
     """
     started = time.perf_counter()
-    task = ppo._Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
+    task = ppo.Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
     if task.accelerator.num_processes > 1:
         raise ConfigError("--estimate looks at one process: run it without a launcher")
     say(f"ppo: a probe of about {seconds:.0f} s, of which nothing is kept")
@@ -74,7 +74,7 @@ def estimate(
     return probed.estimate(available=gauge.available(), save_seconds=_save_seconds(task), started=started)
 
 
-def _probe(task: Any, gauge: Gauge, seconds: float) -> _Probed:
+def _probe(task: ppo.Task, gauge: Gauge, seconds: float) -> _Probed:
     config, count = task.config, len(task.prompt_ids)
     sampling = Sampling(
         engine=task.engine,
@@ -122,7 +122,7 @@ def _middle(
 class _Probed:
     """What the probe has found, and what it means for whole steps."""
 
-    task: Any
+    task: ppo.Task
     decoder: Decoder
     lengths: Lengths
     sampling: Sampling
@@ -198,7 +198,7 @@ class _Probed:
         classifier = getattr(self.task.reward, "classifier", None)
         if classifier is None or not isinstance(self.task.reward, TrunkReward):
             return Part("score", 0.0, 0.0, self._seconds("score"))
-        depth = self.task.trunk.depth if self.task.trunk_reward else 0
+        depth = self.task.trunk.depth if self.task.trunk and self.task.trunk_reward else 0
         layers = Layers.of(classifier, models.layers_of(classifier)[1][depth:])
         return Part("score", self.fed.tokens, layers.forward(self.fed), self._seconds("score"))
 
@@ -280,7 +280,7 @@ def _share_cut(sampled: Sequence[Generated], lengths: Lengths) -> float:
     return float(lengths.longer[-1]) * (1 - fmean(at_end)) if at_end else 0.0
 
 
-def _save_seconds(task: Any) -> float:
+def _save_seconds(task: ppo.Task) -> float:
     """Seconds of a checkpoint (weights, moving average, Adam's two moments), from a piece where the run will write."""
     learner = task.learner
     policy, value = (sum(w.nbytes for w in weights) for weights in _trained(learner.model))

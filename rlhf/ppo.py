@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 
@@ -73,7 +73,7 @@ def train(
     Raises UserError for prompts, rewards or weights that cannot be used, and for checkpoints of another training.
     """
     folder, steps = Path(config.output), config.total_episodes // config.batch_size
-    task = _Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
+    task = Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=value)
     saved = checkpoint.latest(folder / "checkpoints")
     check_origin(saved.numbers().get("origin") if saved else None, task.origin, folder / "checkpoints")
     state = task.learner.restore(saved) if saved else {"step": 0, "kl_coef": config.kl_coef, "running": {}}
@@ -119,7 +119,7 @@ def train(
         return _finish(task, config, metrics, running["start"], tracker)
 
 
-class _Task:
+class Task:
     """The parts of one run, put together once; `rollout` and `update` are the two halves of a step."""
 
     def __init__(
@@ -274,7 +274,7 @@ class _Task:
             settings=self.settings,
             generator=_generator(config.seed, "update", step),
             train_policy=not has_value or step >= config.value_warmup_steps,
-            ptx_batches=self._ptx_batches(step) if config.extras.ptx_coef else None,
+            ptx_batches=self.ptx_batches(step) if config.extras.ptx_coef else None,
             halving=self.halving,
             measure_again=partial(rollout.measured_again, **self._measuring(kl_coef)),
         )
@@ -284,7 +284,7 @@ class _Task:
         gather = cast(ops.Reduce, self.accelerator.gather)
         return rollout.metrics(batch, kl_coef=kl_coef, reduce=self.reduce, gather=gather)
 
-    def _ptx_batches(self, step: int) -> Iterator[Sequences]:
+    def ptx_batches(self, step: int) -> Iterator[Sequences]:
         """Endless random demonstrations, one micro-batch for each optimiser step."""
         generator = _generator(self.config.seed, "ptx", step, self.accelerator.process_index)
         while True:
@@ -315,8 +315,18 @@ def run(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) 
     return train(config, **loaded(config, load_reward=load_reward))
 
 
-def loaded(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) -> dict[str, Any]:
-    """What `train` needs besides the config, by name. Raises UserError for what is not given or cannot be loaded."""
+class Inputs(TypedDict):
+    """What `train` is given besides the config."""
+
+    policy: Any
+    tokenizer: Any
+    reward: RewardFn
+    prompts: Sequence[Prompt]
+    value: ValueHead | ValueModel | None
+
+
+def loaded(config: PPOConfig, *, load_reward: Callable[[str, Contract], RewardFn]) -> Inputs:
+    """The inputs that a config names. Raises UserError for what is not given or cannot be loaded."""
     source = needed(config.model, "model", "the policy to start from")
     reward_source = needed(config.reward, "reward", "the reward to optimise")
     prompts_source = needed(config.prompts, "prompts", "the prompts to train on")
@@ -447,7 +457,7 @@ def _report_data(metrics: dict[str, float], start: dict[str, float]) -> ReportDa
 
 
 def _finish(
-    task: _Task, config: PPOConfig, metrics: dict[str, float], start: dict[str, float], tracker: Tracker
+    task: Task, config: PPOConfig, metrics: dict[str, float], start: dict[str, float], tracker: Tracker
 ) -> PPOResult:
     folder = Path(config.output) / "model"
     task.learner.use_average()

@@ -16,6 +16,7 @@ import torch
 from rlhf import rollout, update
 from rlhf.gauge import Gauge
 from rlhf.generation import Engine, Generated
+from rlhf.ppo import Task
 from rlhf.rates import Work
 from rlhf.stopwatch import Stopwatch
 from rlhf.workload import Row, decoding, forwarding, micro_batches
@@ -148,8 +149,8 @@ class Prepared:
 class Training:
     """Rollouts and updates of a few rows: one micro-batch, one optimiser step."""
 
-    task: Any
-    """The parts of a run, see `rlhf.ppo`. Its rows, engine and settings are changed here."""
+    task: Task
+    """Its rows, engine, config and settings are changed here."""
     completions: Sequence[Generated]
     """One for each row of a micro-batch."""
     gauge: Gauge
@@ -226,7 +227,7 @@ class Training:
             weight.grad = torch.zeros_like(weight)
         watch = Stopwatch(clock)
         if config.extras.ptx_coef:
-            loss = update.demonstration_loss(task.learner.forward, next(task._ptx_batches(0)))
+            loss = update.demonstration_loss(task.learner.forward, next(task.ptx_batches(0)))
             task.accelerator.backward(0 * loss)
         update.optimizer_step(task.learner, config.max_grad_norm)
         watch.lap("optimizer")

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,14 @@ _QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # several processes: advice on DDP's settings, host names that do not resolve
 }
+
+
+OnProgress = Callable[[int], None]
+"""Is told how many more are done."""
+
+
+def ignore(_: int) -> None:
+    """Nobody watches."""
 
 
 def is_main_process() -> bool:

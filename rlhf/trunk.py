@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.models import autocast, frozen_depth, layers_of
-from rlhf.progress import say
+from rlhf.progress import OnProgress, ignore, say
 from rlhf.sequences import length_mask, pad_rows
 
 EXACT = 1e-5
@@ -153,7 +153,7 @@ class StateFile:
         rows: Iterable[Sequence[int]],
         *,
         batch_size: int = 32,
-        on_progress: Callable[[int], None] = lambda _: None,
+        on_progress: OnProgress = ignore,
     ):
         """Compute the states of every row that differs; `on_progress` is told how many more are done."""
         self._path, self._trunk = path, trunk

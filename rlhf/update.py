@@ -164,7 +164,7 @@ def add_gradients(
                         must_be_same_policy=must_be_same_policy,
                         only=only,
                     )
-                    if loss.requires_grad:
+                    if train_policy or only != "policy":  # in the warm-up the policy is only measured
                         accelerator.backward(loss * accelerator.num_processes / tokens)
         if shown is None:
             return

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.ppo.load import prepare
+from experiments.benchmarks import record
+from experiments.benchmarks.ppo.load import REWARD_SEED, prepare
 from experiments.benchmarks.ppo.memory import megabytes
-from rlhf.environment import describe_environment
 
 MODEL = "embedded:smollm2-135m"
 STEPS = 3
@@ -43,12 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.estimate", description=__doc__)
     parser.add_argument("--only", choices=SETTINGS, help="one of the settings")
     parser.add_argument("--prompt_tokens", type=int, default=48)
-    parser.add_argument("--json", action="store_true")
+    record.add_json_flag(parser)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train:
         print(json.dumps(train(given.train)))
         return
+    made_by = record.origin("experiments.benchmarks.estimate", given, seed=REWARD_SEED)
     chosen = [given.only] if given.only else list(SETTINGS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -57,8 +58,7 @@ def main() -> None:
         lines = [json.dumps({"prompt": row["prompt"]}) for row in rows]
         (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
         settings = {name: compared(folder, SETTINGS[name]) for name in chosen}
-    result = {"environment": describe_environment(), "steps": STEPS, "settings": settings}
-    print(json.dumps(result, indent=1) if given.json else table(settings))
+    record.publish(made_by | {"steps": STEPS, "compared": settings}, table(settings), json_to=given.json)
 
 
 def compared(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
-
-def ignore(_: int) -> None:
-    """Nobody watches."""
+from rlhf.progress import OnProgress, ignore
 
 
 class Generated(NamedTuple):
@@ -36,7 +34,7 @@ class Engine(Protocol):
         max_tokens: int,
         temperature: float,
         generator: torch.Generator,
-        on_progress: Callable[[int], None] = ignore,
+        on_progress: OnProgress = ignore,
     ) -> list[Generated]:
         """One completion of at most `max_tokens` ids for each prompt, in the order given.
 

@@ -7,15 +7,16 @@ model is transformers' own, adapters included: what attends through `rlhf.attent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from rlhf.generation import Generated, ignore
+from rlhf.generation import Generated
 from rlhf.generation.batch import Batch
 from rlhf.generation.copies import SamplingModel
 from rlhf.generation.sampling import sample
+from rlhf.progress import OnProgress, ignore
 
 
 class NativeEngine:
@@ -51,7 +52,7 @@ class NativeEngine:
         max_tokens: int,
         temperature: float,
         generator: torch.Generator,
-        on_progress: Callable[[int], None] = ignore,
+        on_progress: OnProgress = ignore,
     ) -> list[Generated]:
         """See `Engine.generate`. Every row has its own random numbers, so it does not depend on its neighbours."""
         uniforms = torch.rand(len(prompts), max_tokens, generator=generator, dtype=torch.float64)

@@ -6,16 +6,17 @@ It decodes by itself rather than through `generate`, which applies whatever a ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf.generation import Generated, ignore
+from rlhf.generation import Generated
 from rlhf.generation.copies import SamplingModel
 from rlhf.generation.sampling import sample
 from rlhf.models import keeps_logits
+from rlhf.progress import OnProgress, ignore
 from rlhf.sequences import length_mask, pad_rows
 
 
@@ -55,7 +56,7 @@ class PlainEngine:
         max_tokens: int,
         temperature: float,
         generator: torch.Generator,
-        on_progress: Callable[[int], None] = ignore,
+        on_progress: OnProgress = ignore,
     ) -> list[Generated]:
         """See `Engine.generate`. Every row has its own random numbers, so it does not depend on its neighbours."""
         uniforms = torch.rand(len(prompts), max_tokens, generator=generator, dtype=torch.float64)

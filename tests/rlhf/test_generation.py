@@ -344,13 +344,13 @@ def test_what_is_sampled_after_an_update_comes_from_the_new_weights(trainable: s
     assert [each.logprobs for each in told] == [each.logprobs for each in fresh]
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="nothing is packed without bf16 products")
 def test_an_engine_that_rests_lets_go_of_what_it_packed_until_it_is_synced() -> None:
     made = engine(models.choose_trainable(copy.deepcopy(policy("llama")), "full"), dtype=torch.bfloat16)
     before = generate(made)
     made.rest()
-    with pytest.raises(RuntimeError, match="the engine rests: call its `sync`"):
-        generate(made)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # nothing is packed where it is not
+        with pytest.raises(RuntimeError, match="the engine rests: call its `sync`"):
+            generate(made)
     made.sync()
     assert generate(made) == before
 

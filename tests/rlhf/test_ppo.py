@@ -42,9 +42,9 @@ def train(
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every `_Task` that a run makes."""
+    """Every `Task` that a run makes."""
     seen: list[Any] = []
-    plain = ppo._Task.__init__
+    plain = ppo.Task.__init__
 
     def note(self: Any, *arguments: Any, **options: Any) -> None:
         plain(self, *arguments, **options)
@@ -55,7 +55,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         }
         seen.append(self)
 
-    monkeypatch.setattr(ppo._Task, "__init__", note)
+    monkeypatch.setattr(ppo.Task, "__init__", note)
     return seen
 
 

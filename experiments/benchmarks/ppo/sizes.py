@@ -144,7 +144,7 @@ def _task(given: argparse.Namespace, sizes: dict[str, int], output: str) -> tupl
         tracking=Tracking(wandb="off"),
     )
     prompts = [row["prompt"] for row in rows]
-    task = ppo._Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=None)
+    task = ppo.Task(config, policy=policy, tokenizer=tokenizer, reward=reward, prompts=prompts, value=None)
     task.engine = TimedEngine(task.engine)  # pyright: ignore[reportAttributeAccessIssue]
     return task, sum(len(row["ids"]) + sizes["tokens"] for row in rows)
 
