@@ -344,8 +344,10 @@ def test_what_is_sampled_after_an_update_comes_from_the_new_weights(trainable: s
     assert [each.logprobs for each in told] == [each.logprobs for each in fresh]
 
 
-def test_an_engine_that_rests_lets_go_of_what_it_packed_until_it_is_synced() -> None:
-    made = engine(models.choose_trainable(copy.deepcopy(policy("llama")), "full"), dtype=torch.bfloat16)
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_an_engine_that_rests_lets_go_of_what_it_packed_until_it_is_synced(trainable: str) -> None:
+    """Of what is frozen, too."""
+    made = engine(models.choose_trainable(copy.deepcopy(policy("llama")), trainable), dtype=torch.bfloat16)
     before = generate(made)
     made.rest()
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # nothing is packed where it is not
