@@ -54,7 +54,7 @@ def attend(
     Shapes: query (B, H, L, D); key and value (B, H / groups, S, D); mask (B, 1, L, S) boolean or additive. Where the
     model was given a `generation.ragged.Pass` as `ragged`, the tokens are those of many rows, and it attends.
     """
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     length, keys = query.shape[2], key.shape[2]
@@ -76,14 +76,16 @@ def attend(
         )
     if attention_mask is None:
         attention_mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = query @ key.transpose(-1, -2) * scale
+    if attention_mask.dtype == torch.bool:
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(
+            ~attention_mask, torch.finfo(query.dtype).min
+        )
+    # query heads that share keys and values stand as so many queries of one head: nothing is repeated
+    heads = key.shape[:2]
+    grouped = (query * scale).unflatten(1, (heads[1], -1)).flatten(2, 3)  # (B, shared heads, queries of each, D)
+    scores = (grouped @ key.transpose(-1, -2)).view(*query.shape[:3], keys)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
-    if attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + attention_mask
-    weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    weights = torch.nn.functional.dropout((scores + attention_mask).softmax(-1), dropout)
+    found = weights.view(*heads, -1, keys) @ value
+    return found.view(*query.shape[:3], -1).transpose(1, 2).contiguous(), None

@@ -96,8 +96,8 @@ class Decoder:
         return self.above.forward(fed) + 2 * self.head * fed.completion
 
     def backward(self, fed: Fed) -> float:
-        """FLOPs of the gradient. A trained head computes its logits a second time, see `rlhf.lm_head`."""
-        of_head = (6 if self.head_is_trained else 2) * self.head * fed.completion
+        """FLOPs of the gradient; very large micro-batches compute their logits twice, see `rlhf.lm_head.KEPT`."""
+        of_head = (4 if self.head_is_trained else 2) * self.head * fed.completion
         return self.above.backward(fed) + of_head
 
 

@@ -1,25 +1,28 @@
 """Logprobs and entropies straight from hidden states: LM head and softmax in one, a chunk of tokens at a time.
 
 Over a vocabulary of 50,000 the logits are by far the largest tensor of PPO, and nobody wants them: the loss needs one
-number a token. Here they exist for a chunk only. Where the head is frozen, the gradient of a token's logprob with
-respect to its hidden state, W[token] - sum_v p_v W[v], is computed while the probabilities are there: a row of the
-hidden size is kept in place of a row of the vocabulary's, and the backward pass is one multiplication. Where it is
-trained, the backward pass goes through the vocabulary in chunks, over all tokens: then the gradient of each row of the
-head is finished at once, and a sum as large as the head is not read and written for every chunk.
+number a token. Here they exist for a chunk only. Where a gradient is wanted, the forward pass goes on while a chunk is
+there: with the errors e_v = p_v - [v is the token], the gradient of a token's logprob with respect to its hidden state
+is -sum_v e_v W[v], a row of the hidden size. That of a trained head is -sum over tokens of e_v hidden: the errors of a
+micro-batch are kept for it where they are few, and made anew from the normalisers where they are many, by chunks of the
+vocabulary, over all tokens: each row of the head is then finished at once, and a sum as large as the head is not read
+and written for every chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 CHUNK = 6_000_000
 """Logits that exist at a time: 24 MB in fp32, which the caches of a processor still help with."""
+KEPT = 32_000_000
+"""Errors that are kept for the backward pass of a trained head: 64 MB in bf16, over 49,152 tokens those of 651."""
 
 
 @dataclass(frozen=True)
@@ -77,45 +80,37 @@ class _TokenStatistics(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, dtype: Any
     ) -> tuple[Tensor, Tensor]:
         ctx.temperature, ctx.dtype, ctx.input_dtype = temperature, dtype, hidden.dtype
-        head_is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        wants_slopes = ctx.needs_input_grad[0] and not head_is_trained
+        of_hidden, of_head = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+        keeps = of_head and len(tokens) * len(weight) <= KEPT
         cast = weight.to(dtype)
         parts = [
-            _statistics(rows, cast, bias, ids, temperature=temperature, wants_slopes=wants_slopes)
+            _statistics(rows, cast, bias, ids, temperature=temperature, slopes=of_hidden, errors=keeps)
             for rows, ids in _chunks(hidden.to(dtype), tokens, len(weight))
         ]
-        logprobs, entropies, normalisers, slopes = (torch.cat(part) for part in zip(*parts, strict=True))
+        logprobs, entropies, normalisers, slopes, errors = (torch.cat(each) for each in zip(*parts, strict=True))
         ctx.mark_non_differentiable(entropies)
-        ctx.save_for_backward(*((slopes,) if wants_slopes else (hidden, weight, bias, tokens, normalisers)))
-        ctx.wants_slopes = wants_slopes
+        for_head = (hidden, weight, bias, tokens, normalisers, errors if keeps else None) if of_head else ()
+        ctx.save_for_backward(slopes, *for_head)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         upstream = gradients[0] / ctx.temperature
-        if ctx.wants_slopes:
-            (slopes,) = ctx.saved_tensors
-            return (slopes * upstream[:, None]).to(ctx.input_dtype), None, None, None, None, None
-        hidden, weight, bias, tokens, normalisers = ctx.saved_tensors
-        rows = hidden.to(ctx.dtype)
-        of_hidden = normalisers.new_zeros(rows.shape) if ctx.needs_input_grad[0] else None
+        slopes, *for_head = ctx.saved_tensors
+        of_hidden = (slopes * upstream[:, None]).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
+        if not for_head:
+            return of_hidden, None, None, None, None, None
+        hidden, weight, bias, tokens, normalisers, kept = for_head
+        pulls = (hidden * -upstream[:, None]).to(ctx.dtype)
         of_weight = torch.empty_like(weight)
         of_bias = torch.empty_like(bias) if bias is not None else None
-        size = _chunk_size(len(rows))
-        for start in range(0, len(weight), size):
-            here = slice(start, start + size)
-            cast = weight[here].to(ctx.dtype)
-            scaled = _scaled_logits(rows, cast, None if bias is None else bias[here], ctx.temperature)
-            of_logits = scaled.sub_(normalisers[:, None]).exp_().mul_(-upstream[:, None])
-            (chosen,) = torch.where((tokens >= start) & (tokens < start + size))
-            of_logits[chosen, tokens[chosen] - start] += upstream[chosen]
+        pieces: Iterable[tuple[slice, Tensor]] = [(slice(None), kept)]
+        if kept is None:
+            pieces = _errors_again(hidden.to(ctx.dtype), weight, bias, tokens, normalisers, ctx.temperature)
+        for here, errors in pieces:
+            of_weight[here] = errors.T @ pulls
             if of_bias is not None:
-                of_bias[here] = of_logits.sum(0)
-            of_logits = of_logits.to(ctx.dtype)
-            if of_hidden is not None:
-                of_hidden += of_logits @ cast
-            of_weight[here] = of_logits.T @ rows
-        of_hidden = of_hidden.to(ctx.input_dtype) if of_hidden is not None else None
+                of_bias[here] = errors.T.to(upstream.dtype) @ -upstream
         return of_hidden, of_weight, of_bias, None, None, None
 
 
@@ -125,8 +120,9 @@ def _chunk_size(others: int) -> int:
 
 
 def _chunks(hidden: Tensor, tokens: Tensor, vocabulary: int) -> Any:
-    size = _chunk_size(vocabulary)
-    return zip(hidden.split(size), tokens.split(size), strict=True)
+    """Rows and their tokens, in as few parts as may be, all about as large."""
+    count = max(-(-len(tokens) // _chunk_size(vocabulary)), 1)
+    return zip(hidden.tensor_split(count), tokens.tensor_split(count), strict=True)
 
 
 def _scaled_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
@@ -139,13 +135,29 @@ def _scaled_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, temperatur
     return scaled
 
 
-def _statistics(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *, temperature: float, wants_slopes: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of one chunk: logprobs (n,), entropies (n,), the logs of what the softmax divides by (n,), and slopes (n, D).
+class _Statistics(NamedTuple):
+    """Of one chunk of n tokens."""
 
-    A slope is d logprob / d hidden, times the temperature.
-    """
+    logprobs: Tensor
+    entropies: Tensor
+    normalisers: Tensor
+    """(n,) the logs of what the softmax divides by."""
+    slopes: Tensor
+    """(n, D) d logprob / d hidden, times the temperature; empty where not asked for."""
+    errors: Tensor
+    """(n, V) -d logprob / d logit, times the temperature, in what the head multiplies in; empty where not asked for."""
+
+
+def _statistics(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    *,
+    temperature: float,
+    slopes: bool,
+    errors: bool,
+) -> _Statistics:
     shifted = _scaled_logits(rows, weight, bias, temperature)
     largest = shifted.amax(-1, keepdim=True)
     shifted -= largest
@@ -154,9 +166,32 @@ def _statistics(
     total = weights.sum(-1)
     shifted.clamp_(min=torch.finfo(shifted.dtype).min)  # an impossible token counts 0 in the entropy, not 0 * inf
     entropy = total.log() - torch.linalg.vecdot(weights, shifted) / total
-    slopes = weight.new_empty(len(tokens), 0)
-    if wants_slopes:
+    normalisers = largest.squeeze(-1) + total.log()
+    slope = error = nothing = weight.new_empty(len(tokens), 0)
+    if slopes or errors:
+        error = _minus_one_hot(weights.div_(total[:, None]), tokens).to(weight.dtype)
+    if slopes:
         with torch.autocast(weight.device.type, enabled=False):
-            mean = weights.div_(total[:, None]).to(weight.dtype) @ weight
-        slopes = weight[tokens].to(total.dtype) - mean.to(total.dtype)
-    return chosen - total.log(), entropy, largest.squeeze(-1) + total.log(), slopes
+            slope = -(error @ weight)
+    return _Statistics(chosen - total.log(), entropy, normalisers, slope, error if errors else nothing)
+
+
+def _errors_again(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, normalisers: Tensor, temperature: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """The errors of all tokens, a chunk of the vocabulary at a time: which, and (N, chunk)."""
+    size = _chunk_size(len(rows))
+    for start in range(0, len(weight), size):
+        here = slice(start, start + size)
+        scaled = _scaled_logits(rows, weight[here].to(rows.dtype), None if bias is None else bias[here], temperature)
+        chances = scaled.sub_(normalisers[:, None]).exp_()
+        is_here = (tokens >= start) & (tokens < start + size)
+        yield here, _minus_one_hot(chances, tokens - start, is_here).to(rows.dtype)
+
+
+def _minus_one_hot(chances: Tensor, tokens: Tensor, where: Tensor | None = None) -> Tensor:
+    """Take 1 from each row's own token. Before rounding: near 1 the difference is what counts."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    rows, tokens = (rows, tokens) if where is None else (rows[where], tokens[where])
+    chances[rows, tokens] -= 1
+    return chances

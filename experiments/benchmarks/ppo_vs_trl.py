@@ -59,7 +59,7 @@ def ours(layers: int) -> dict[str, tuple[str, ...]]:
     return {
         "full, separate critic": ("--value", "separate", "--micro_batch", "4"),
         "full, value head": ("--value", "head", "--micro_batch", "4"),
-        f"top {layers} layers, value head": ("--value", "head", "--last_layers", str(layers), "--micro_batch", "8"),
+        f"top {layers} layers, value head": ("--value", "head", "--last_layers", str(layers), "--micro_batch", "6"),
         "LoRA, value head": ("--value", "head", "--lora", "--micro_batch", "4"),
     }
 

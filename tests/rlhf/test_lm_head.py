@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +33,19 @@ def by_torch(head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float) -
 
 
 @pytest.mark.parametrize("chunk", [1, 17 * V, 10**6])
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize(
+    ("trained", "kept"), [(False, 0), (True, N * V - 1), (True, N * V)], ids=["frozen", "errors made again", "kept"]
+)
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients_are_torchs(
-    temperature: float, bias: bool, trained: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    temperature: float, bias: bool, trained: bool, kept: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lm_head, "CHUNK", chunk)
+    monkeypatch.setattr(lm_head, "KEPT", kept)
+    again: list[int] = []
+    made_again = lm_head._errors_again
+    monkeypatch.setattr(lm_head, "_errors_again", lambda *a: (again.append(1), made_again(*a))[1])
     head, hidden, tokens = example(bias=bias, trained=trained)
     upstream = torch.linspace(-2, 3, N, dtype=torch.float64)
     wanted = [hidden, *(head.linear.parameters() if trained else ())]
@@ -50,6 +57,7 @@ def test_values_and_gradients_are_torchs(
     assert not found_entropy.requires_grad
     for gradient, right in zip(torch.autograd.grad((found * upstream).sum(), wanted), expected_gradients, strict=True):
         torch.testing.assert_close(gradient, right, rtol=1e-11, atol=1e-12)
+    assert bool(again) == (trained and kept < N * V)
 
 
 def test_a_trained_head_on_frozen_hidden_states_gets_the_same_gradient() -> None:
@@ -58,6 +66,24 @@ def test_a_trained_head_on_frozen_hidden_states_gets_the_same_gradient() -> None
     expected = torch.autograd.grad(by_torch(head, hidden, tokens, 1.0)[0].sum(), weight)[0]
     found = head(hidden.detach(), tokens, temperature=1.0, dtype=torch.float64)[0]
     torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_a_confident_token_keeps_its_small_gradient_in_bf16(
+    kept: int, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p - 1 is 0 once p near 1 is rounded to bf16: it has to be subtracted before."""
+    monkeypatch.setattr(lm_head, "KEPT", kept)
+    linear = nn.Linear(2, 2, bias=False).requires_grad_(trained)
+    linear.weight.data = torch.tensor([[8.0, 0.0], [0.0, 1.0]])
+    hidden, token = torch.tensor([[1.0, 1.0]], requires_grad=True), torch.tensor([0])
+    wanted = [hidden, linear.weight] if trained else [hidden]
+    found, _ = LMHead(linear, None)(hidden, token, temperature=1.0, dtype=torch.bfloat16)
+    miss = 1 / (1 + math.exp(7.0))  # the other token's chance: logits 8 and 1
+    by_hand = [torch.tensor([[8 * miss, -miss]]), torch.tensor([[miss, miss], [-miss, -miss]])]
+    for gradient, right in zip(torch.autograd.grad(found.sum(), wanted), by_hand, strict=False):
+        torch.testing.assert_close(gradient, right, rtol=0.01, atol=0.0)
 
 
 def test_an_impossible_token_counts_nothing_in_the_entropy() -> None:
