@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--load", choices=("fixed", "real"), default="fixed")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of each process; the first is not counted")
+    parser.add_argument("--search_steps", type=int, default=2, help="of TRL with each setting; the last one counts")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt_tokens", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=32, help="of a completion, at most")
@@ -85,13 +86,13 @@ def compare(given: argparse.Namespace, python: Path, folder: Path) -> dict[str, 
 
 
 def search(given: argparse.Namespace, python: Path, folder: Path) -> list[dict[str, Any]]:
-    """Two steps of the peer with each dtype of its weights and each micro-batch."""
+    """A few steps of the peer with each dtype of its weights and each micro-batch."""
     sizes = sorted({4, 8, 16} & set(range(1, given.batch + 1)))
     tried = [(dtype, size) for dtype in ("float32", "bfloat16") for size in sizes]
     return [
         {"dtype": dtype, "micro_batch": size}
         | _run(
-            [python, *_peer(given, folder, dtype, size, steps=2)],
+            [python, *_peer(given, folder, dtype, size, steps=given.search_steps)],
             f"search {number} of {len(tried)}, TRL with {dtype} weights in micro-batches of {size}",
         )
         for number, (dtype, size) in enumerate(tried, 1)
@@ -142,13 +143,15 @@ def _ours(given: argparse.Namespace, folder: Path, flags: Sequence[str]) -> list
 
 
 def _run(command: Sequence[str | Path], name: str) -> dict[str, Any]:
-    """What the command prints last, as JSON; a line on stderr says how long the process took."""
+    """What the command prints last, as JSON; a line on stderr tells of it and of how long the process took."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-4000:]}")
-    say(f"{name}: {time.perf_counter() - started:.0f} s")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    run = json.loads(done.stdout.strip().splitlines()[-1])
+    steps = ", ".join(f"{seconds:.1f}" for seconds in run["seconds"])
+    say(f"{name}: {time.perf_counter() - started:.0f} s, steps of {steps} s, {run['peak_mb']:.0f} MB")
+    return run
 
 
 if __name__ == "__main__":
