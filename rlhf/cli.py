@@ -17,6 +17,7 @@ from typing import Any
 
 from rlhf import config
 from rlhf.progress import is_main_process
+from rlhf.stopping import no_interrupt_lost
 from rlhf.types import ConfigError, RewardFn, UserError
 
 STAGES: dict[str, tuple[type, str]] = {
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     sys.path.insert(0, os.getcwd())  # so that `module:function` finds the user's own files
     try:
-        return _command(arguments[0])(arguments[1:]) or 0
+        with no_interrupt_lost():
+            return _command(arguments[0])(arguments[1:]) or 0
     except UserError as error:
         process = "" if is_main_process() else f" (process {os.environ['RANK']})"
         print(f"rlhf {arguments[0]}{process}: {error}", file=sys.stderr)

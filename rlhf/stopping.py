@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AGAIN = 0.05
+"""Seconds after which a Ctrl-C that was lost comes once more."""
 NOTED = b"\nstopping after this step; once more to stop at once, without saving\n"
 
 
@@ -58,6 +62,29 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         _restore(before)
     request.heed("what was under way is finished: run it again to go on")
+
+
+@contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """Inside the block Ctrl-C ends the process even if it falls into a callback of the garbage collector.
+
+    Python cannot raise anything from there: it would print the KeyboardInterrupt and go on as if nothing had been.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            before(lost)
+            return
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _handlers() -> dict[int, object]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -175,6 +178,28 @@ def test_an_interrupt_says_how_to_go_on_without_starting_again(
     monkeypatch.setattr(pipeline, "run", interrupted)
     assert cli.main(["run", "--name", "x y", "--from", "ppo", "--only=sft"]) == 130
     assert capsys.readouterr().err.strip() == "Stopped. To go on from the last checkpoint: rlhf run --name 'x y'"
+
+
+def test_an_interrupt_inside_a_callback_of_the_garbage_collector_is_not_lost(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python prints and forgets what is raised there."""
+    reached: list[str] = []
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        thing: set[int] = set()
+        watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        reached.append("after the callback")
+        time.sleep(20)
+        assert watched
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    hook = sys.unraisablehook
+    assert cli.main(["run"]) == 130
+    assert reached, "Python raised it at once"
+    assert sys.unraisablehook is hook
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_help_tells_every_setting_its_meaning_and_default(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
