@@ -68,7 +68,7 @@ def compared(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         "model": str(folder / "policy"),
         "reward": str(folder / "reward"),
         "prompts": str(folder / "prompts.jsonl"),
-        "output": str(folder / "output"),
+        "output": tempfile.mkdtemp(dir=folder),
         "total_episodes": STEPS * changes["batch_size"],
         "tracking": {"wandb": "off"},
         **changes,
