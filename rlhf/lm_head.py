@@ -71,6 +71,8 @@ class LMHead:
         `dtype` is what the head multiplies in. The entropy carries no gradient.
         """
         weight, bias = self.linear.weight, self.linear.bias
+        if not torch.is_grad_enabled():  # an autograd function is not told, and would prepare for a backward pass
+            hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
         return _TokenStatistics.apply(hidden, weight, bias, tokens, temperature, dtype)  # pyright: ignore
 
 

@@ -165,7 +165,7 @@ class Task:
             batch_size=config.rollout_batch_size,
             own_copy=device if sharded else None,
         )
-        self.engine.rest()  # until the first rollout: putting the rest together takes memory, too
+        self.engine.rest()  # until the first rollout, so that its memory serves what is made below
         self.origin = origin_of(config, ids, policy)
         ref_policy = models.frozen_copy(policy)
         self.trunk = None if sharded else Trunk.of(policy, dtype)

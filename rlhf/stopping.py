@@ -71,20 +71,22 @@ def no_interrupt_lost() -> Iterator[None]:
     Python cannot raise anything from there: it would print the KeyboardInterrupt and go on as if nothing had been.
     """
     before = sys.unraisablehook
+    coming: list[threading.Timer] = []
 
     def hook(lost: Any) -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             before(lost)
             return
-        again = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT))
-        again.daemon = True
-        again.start()
+        coming.append(threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)))
+        coming[-1].start()
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
         sys.unraisablehook = before
+        for again in coming:  # too late: there is nothing left to end
+            again.cancel()
 
 
 def _handlers() -> dict[int, object]:

@@ -202,6 +202,23 @@ def test_an_interrupt_inside_a_callback_of_the_garbage_collector_is_not_lost(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_another_error_inside_such_a_callback_is_reported_as_ever(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: reported.append(lost.exc_type))
+
+    def failing(*_: Any, **__: Any) -> None:
+        thing: set[int] = set()
+        watched = weakref.ref(thing, lambda _: {}["no such key"])
+        del thing
+        assert watched() is None
+
+    monkeypatch.setattr(pipeline, "run", failing)
+    assert cli.main(["run"]) == 0
+    assert reported == [KeyError]
+
+
 def test_help_tells_every_setting_its_meaning_and_default(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["ppo", "--help"])

@@ -68,8 +68,9 @@ def test_a_trained_head_on_frozen_hidden_states_gets_the_same_gradient() -> None
     torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize(
+    ("trained", "kept"), [(False, 0), (True, 0), (True, 10**9)], ids=["frozen", "errors made again", "kept"]
+)
 def test_a_confident_token_keeps_its_small_gradient_in_bf16(
     kept: int, trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,16 @@ def test_a_confident_token_keeps_its_small_gradient_in_bf16(
     by_hand = [torch.tensor([[8 * miss, -miss]]), torch.tensor([[miss, miss], [-miss, -miss]])]
     for gradient, right in zip(torch.autograd.grad(found.sum(), wanted), by_hand, strict=False):
         torch.testing.assert_close(gradient, right, rtol=0.01, atol=0.0)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_without_a_gradient_nothing_is_prepared_for_one(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, hidden, tokens = example(bias=True, trained=trained)
+    expected, _ = by_torch(head, hidden, tokens, 1.0)
+    monkeypatch.setattr(lm_head, "_minus_one_hot", None)
+    with torch.no_grad():
+        found, _ = head(hidden, tokens, temperature=1.0, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_an_impossible_token_counts_nothing_in_the_entropy() -> None:

@@ -17,6 +17,7 @@ from rlhf import alarms, models, ppo
 from rlhf.actor_critic import ActorCritic, ValueHead, ValueModel
 from rlhf.config import LastLayers, PPOExtras
 from rlhf.contract import Contract
+from rlhf.generation.native import NativeEngine
 from rlhf.ppo import prompt_indices
 from rlhf.types import ConfigError, DataError, UserError
 from tests.rlhf import ppo_world as world
@@ -57,6 +58,22 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(ppo.Task, "__init__", note)
     return seen
+
+
+def test_the_engine_rests_from_the_start_and_during_every_update(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Else its packed weights would stand beside all that a run is put together from."""
+    told: list[str] = []
+    for name in ("sync", "rest"):
+        plain = getattr(NativeEngine, name)
+        monkeypatch.setattr(NativeEngine, name, lambda self, n=name, f=plain: (told.append(n), f(self)))
+    frozen_copy = models.frozen_copy
+    monkeypatch.setattr(models, "frozen_copy", lambda model: (told.append("reference"), frozen_copy(model))[1])
+    update = ppo.update
+    monkeypatch.setattr(ppo, "update", lambda *a, **k: (told.append("update"), update(*a, **k))[1])
+    train(tiny_model_folder, tiny_tokenizer, tmp_path)
+    assert told[:5] == ["rest", "reference", "sync", "rest", "update"]
 
 
 def test_a_lora_run_in_bf16_trains_the_adapter_on_a_base_held_in_bf16(
