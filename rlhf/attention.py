@@ -63,7 +63,8 @@ def attend(
         if foreign:
             raise NotImplementedError(f"{type(module).__name__} attends with {foreign[0]}")
         window = options.get("sliding_window")
-        return ragged.attend(module.layer_idx, query, key, value, scaling=scale, window=window, softcap=softcap), None
+        line = (each[0].transpose(0, 1) for each in (query, key, value))
+        return ragged.attend(module.layer_idx, *line, scaling=scale, window=window, softcap=softcap)[None], None
     if softcap is None and (
         query.device.type != "cpu"
         or not 1 < length <= keys <= longest  # a decoding step has one query
@@ -76,16 +77,32 @@ def attend(
         )
     if attention_mask is None:
         attention_mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
-    if attention_mask.dtype == torch.bool:
-        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(
-            ~attention_mask, torch.finfo(query.dtype).min
-        )
-    # query heads that share keys and values stand as so many queries of one head: nothing is repeated
+    found = plain(query, key, value, attention_mask, scaling=scale, softcap=softcap, dropout=dropout)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """(B, H, L, D) by plain operations; the arguments are those of `attend`.
+
+    Query heads that share keys and values stand as so many queries of one head: nothing is repeated.
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     heads = key.shape[:2]
-    grouped = (query * scale).unflatten(1, (heads[1], -1)).flatten(2, 3)  # (B, shared heads, queries of each, D)
-    scores = (grouped @ key.transpose(-1, -2)).view(*query.shape[:3], keys)
+    grouped = (query * scaling).unflatten(1, (heads[1], -1)).flatten(2, 3)  # (B, shared heads, queries of each, D)
+    scores = (grouped @ key.transpose(-1, -2)).view(*query.shape[:3], -1)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
-    weights = torch.nn.functional.dropout((scores + attention_mask).softmax(-1), dropout)
-    found = weights.view(*heads, -1, keys) @ value
-    return found.view(*query.shape[:3], -1).transpose(1, 2).contiguous(), None
+    weights = (scores + mask).softmax(-1)
+    if dropout:
+        weights = torch.nn.functional.dropout(weights, dropout)
+    return (weights.view(*heads, -1, key.shape[2]) @ value).view(*query.shape[:3], -1)

@@ -15,6 +15,7 @@ import torch
 from rlhf.generation import Generated
 from rlhf.generation.batch import Batch
 from rlhf.generation.copies import SamplingModel
+from rlhf.generation.fused import fuse
 from rlhf.generation.sampling import sample
 from rlhf.progress import OnProgress, ignore
 
@@ -35,6 +36,8 @@ class NativeEngine:
         self._eos = frozenset(eos_token_ids)
         self.batch_size = batch_size
         self._sampled = SamplingModel(policy, dtype=dtype, rows=batch_size, own_copy=own_copy)
+        if self._sampled.model is not policy:
+            fuse(self._sampled.model)
 
     def sync(self) -> None:
         """See `Engine.sync`."""

@@ -6,7 +6,7 @@ a few rows, and that copying takes about as long as the product. Here it is done
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -56,7 +56,7 @@ class Packed:
     @torch.no_grad()
     def _pack(self, layer: nn.Linear, value: Tensor) -> None:
         packed = torch.ops.mkldnn._reorder_linear_weight(value.detach().to(torch.bfloat16), self._rows)
-        layer.forward = partial(_product, packed, layer.bias)
+        layer.forward = PackedLinear(packed, layer.bias)
 
 
 def _can_be_packed(weight: Tensor) -> bool:
@@ -69,5 +69,25 @@ def _dropped(input: Tensor) -> Tensor:
     raise RuntimeError("the engine rests: call its `sync` before its `generate`")
 
 
-def _product(packed: Any, bias: Tensor | None, input: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
+@dataclass(frozen=True, eq=False)
+class PackedLinear:
+    """The product with a packed weight (out, in), alone or with what follows it, which is then done on the way out."""
+
+    weight: Any
+    bias: Tensor | None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """(..., out) from (..., in)."""
+        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+
+    def silu(self, input: Tensor) -> Tensor:
+        """silu(input weight^T + bias)."""
+        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "swish", [], "")
+
+    def plus(self, input: Tensor, other: Tensor) -> Tensor:
+        """input weight^T + bias + other."""
+        return torch.ops.mkldnn._linear_pointwise.binary(input, other, self.weight, self.bias, "add")
+
+    def times(self, input: Tensor, other: Tensor) -> Tensor:
+        """(input weight^T + bias) other."""
+        return torch.ops.mkldnn._linear_pointwise.binary(input, other, self.weight, self.bias, "mul")

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlhf.attention import LONGEST, plain
 from rlhf.sequences import length_mask
 
 BLOCK = 32
 """Tokens of a block: fewer waste less in a row's last one, more make larger products."""
 UNSEEN = -1e30
 """Added to the scores of what is not seen. Finite, because a block may hold nothing that is."""
-FEW = 8
-"""Blocks up to which torch's fused kernel attends: one call in place of several, but slow over many short rows."""
+FEW = 32
+"""Blocks up to which they are put together as rows, which takes fewer operations, but copies what is kept."""
 
 
 # ---------------------------------------------------------------- what is kept
@@ -134,6 +135,12 @@ class Pass:
         slots = {id(row): slot for slot, row in enumerate(rows)}
         held = [(slots.get(id(row), len(rows)), start, row.length) for row, start in cache.holders]
         self._slot, self._start, self._length = self._tensor(held).T  # of each block
+        self._asking = self._slot.clamp(max=max(0, len(rows) - 1))  # what other rows' blocks give is not used
+        longest = max((len(row.blocks) for row in rows), default=0)
+        self._table: Tensor | None = None
+        """(R, blocks of the longest row) where few blocks are there: those of each row, -1 where it has no more."""
+        if len(rows) * longest <= FEW:
+            self._table = self._tensor([row.blocks + [-1] * (longest - len(row.blocks)) for row in rows])
 
     @property
     def rows(self) -> int:
@@ -143,45 +150,47 @@ class Pass:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, **how: Any
     ) -> Tensor:
-        """(1, N, H, D) from query (1, H, N, D), key and value (1, H / groups, N, D) of the line's N tokens.
+        """(N, H, D) from query (N, H, D), key and value (N, H / groups, D) of the line's N tokens.
 
         `window` is how many tokens the layer sees, the token's own among them; `how`: `scaling`, and `softcap` where
         the layer caps its scores.
         """
         self.windows[layer] = window
-        query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))  # (N, heads, D)
         keys, values = self._cache.of_layer(layer, key, value)
         token, block, place = self._written
-        keys[block, :, place], values[block, :, place] = key[token], value[token]
+        if self._lengths:  # what a prompt's token makes may be written for several rows
+            keys[block, :, place], values[block, :, place] = key[token], value[token]
+        else:
+            keys[block, :, place], values[block, :, place] = key, value
         parts = []
         if self._count:
             parts.append(self._decode(query[: self._count], keys, values, window, **how))
         if self._lengths:
             first = self._count
             parts.append(self._read(query[first:], key[first:], value[first:], window, **how))
-        return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _decode(
         self, query: Tensor, keys: Tensor, values: Tensor, window: int | None, scaling: float, softcap: float | None
     ) -> Tensor:
         """(R, H, D) of one new token a row, which sees the blocks of that row.
 
-        Every block is multiplied with its row's query, and a row's blocks are then weighed against each other: a
-        softmax in parts. Query heads that share keys and values stand as so many queries of one head.
+        Few blocks are put together as rows. Of many, each is multiplied with its row's query, and a row's blocks are
+        then weighed against each other: a softmax in parts.
         """
-        query = torch.cat([query, query.new_zeros(1, *query.shape[1:])])  # the last: of blocks that no row here holds
-        used, heads = len(self._slot), keys.shape[1]
-        grouped = query[self._slot].unflatten(1, (heads, -1))  # (blocks, heads, queries of each, D)
-        is_plain = softcap is None and keys.shape[-1] == values.shape[-1]  # what the fused kernel can do
-        attended = _fused if is_plain and query.device.type == "cpu" and used <= FEW else _in_steps
-        found, top, total = attended(
-            grouped, keys[:used], values[:used], unseen=self._unseen(window), scaling=scaling, softcap=softcap
-        )
-        highest = top.new_full((self._count + 1, *top.shape[1:]), UNSEEN)
-        highest.scatter_reduce_(0, self._slot[:, None, None].expand_as(top), top, "amax")
-        weights = (top - highest[self._slot]).exp_()
-        sums = self._of_rows(found.float() * weights[..., None])
-        return (sums / self._of_rows(total * weights)[..., None]).flatten(1, 2).to(values.dtype)
+        how = {"scaling": scaling, "softcap": softcap}
+        unseen = self._unseen(window)
+        if self._table is not None:
+            key, value = (each[self._table].transpose(1, 2).flatten(2, 3) for each in (keys, values))
+            return plain(query[:, :, None], key, value, unseen.to(query.dtype), **how).squeeze(2)
+        used = len(self._slot)
+        grouped = query[self._asking].unflatten(1, (keys.shape[1], -1))
+        found, weighed = _of_blocks(grouped, keys[:used], values[:used], unseen=unseen, **how)
+        highest = weighed.new_full((self._count + 1, *weighed.shape[1:]), UNSEEN)
+        highest.scatter_reduce_(0, self._slot[:, None, None].expand_as(weighed), weighed, "amax")
+        weights = (weighed - highest[self._slot]).exp_()
+        sums = self._of_rows(found * weights[..., None])
+        return (sums / self._of_rows(weights)[..., None]).flatten(1, 2).to(values.dtype)
 
     def _of_rows(self, of_blocks: Tensor) -> Tensor:
         """(R, ...) sums over each row's blocks, from (blocks, ...)."""
@@ -193,12 +202,18 @@ class Pass:
         return (belongs @ of_blocks.flatten(1)).view(-1, *of_blocks.shape[1:])
 
     def _unseen(self, window: int | None) -> Tensor:
-        """(blocks, 1, 1, BLOCK) what is added to scores: 0 where the row's new token sees, itself among them."""
+        """What is added to scores: 0 where a row's new token sees, itself among them.
+
+        (blocks, 1, 1, BLOCK), or, where there is a table of few, (R, 1, 1, tokens of the longest row).
+        """
         if window not in self._masks:
             places = self._start[:, None] + torch.arange(BLOCK, device=self._start.device)
             behind = self._length[:, None] - 1 - places
             seen = (behind >= 0) & (behind < window if window else True)
-            self._masks[window] = torch.where(seen, 0.0, UNSEEN)[:, None, None]
+            unseen = torch.where(seen, 0.0, UNSEEN)
+            if self._table is not None:
+                unseen = unseen[self._table].masked_fill_(self._table[..., None] < 0, UNSEEN).flatten(1)
+            self._masks[window] = unseen[:, None, None]
         return self._masks[window]
 
     # ------------------------------------------------------------ prompts
@@ -207,8 +222,6 @@ class Pass:
         """(N, H, D) of the tokens of whole prompts, padded for the moment."""
         places, is_token = self._padded
         query, key, value = (each[places].transpose(1, 2) for each in (query, key, value))  # (P, heads, L, D)
-        groups = query.shape[1] // key.shape[1]
-        key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
         steps = torch.arange(places.shape[1], device=places.device)
         behind = steps[:, None] - steps
         seen = (behind >= 0) & (behind < window if window else True)
@@ -232,34 +245,24 @@ def _grown(cache: KeyValues, row: Row, tokens: int) -> list[tuple[int, int]]:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, *, seen: Tensor, scaling: float, softcap: float | None
 ) -> Tensor:
-    """softmax(query key^T scaling) value over what is seen."""
-    if softcap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
-    scores = softcap * (scores / softcap).tanh()
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1).to(value.dtype) @ value
+    """(P, H, L, D) softmax(query key^T scaling) value over what is seen."""
+    if softcap is not None or (query.device.type == "cpu" and len(seen) <= LONGEST):
+        return plain(query, key, value, seen, scaling=scaling, softcap=softcap)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, *, unseen: Tensor, scaling: float, **_: Any) -> Any:
-    """As `_in_steps`, in the kernel behind `scaled_dot_product_attention`, which does not tell what it divides by."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    found, normaliser = kernel(query, key, value, attn_mask=unseen.to(query.dtype), scale=scaling)
-    return found, normaliser, 1.0
-
-
-def _in_steps(
+def _of_blocks(
     query: Tensor, key: Tensor, value: Tensor, *, unseen: Tensor, scaling: float, softcap: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What queries (blocks, heads, Q, D) find in their blocks: sums of exp(score - top) value, `top`, and the total.
-
-    The total is the sum of exp(score - top), by which the sums are still to be divided; `_fused` has divided by it, and
-    its `top` is the log of what it divided by.
-    """
+) -> tuple[Tensor, Tensor]:
+    """What queries (blocks, heads, Q, D) find in their blocks, and log sum exp(score) there, by which it weighs."""
     products = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, query.shape[:2])
     if softcap is not None:
         products, scaling = softcap * (products.float() * (scaling / softcap)).tanh(), 1.0
     scores = torch.add(unseen, products, alpha=scaling)  # in fp32
-    top = scores.amax(-1)
-    weights = scores.sub_(top[..., None]).exp_()
-    sums = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1)).unflatten(0, query.shape[:2])
-    return sums, top, weights.sum(-1)
+    weights = scores.softmax(-1)
+    # the largest weight is exp(largest score) / sum exp(score)
+    weighed = scores.amax(-1) - weights.amax(-1).log_()
+    found = torch.bmm(weights.to(value.dtype).flatten(0, 1), value.flatten(0, 1)).unflatten(0, query.shape[:2])
+    return found, weighed

@@ -28,7 +28,7 @@ IN_CACHE = 8 * 49_152
 
 def _sampled(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     scaled = logits.float() / temperature
-    highest = scaled.max(-1, keepdim=True).values
+    highest = scaled.amax(-1, keepdim=True)
     weights = (scaled - highest).exp_()
     blocks = _in_blocks(weights)
     of_block = blocks.sum(-1).double().cumsum(-1)

@@ -229,16 +229,17 @@ def test_it_refuses_a_model_whose_logits_it_would_change(monkeypatch: pytest.Mon
     assert "differ by" in refusal(model)
 
 
-def test_both_ways_of_attending_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few blocks go through torch's kernel, more through the plain operations."""
-    sound = ragged._in_steps
+@pytest.mark.parametrize("way", ["plain", "_of_blocks"])
+def test_both_ways_of_attending_are_proven(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few blocks are put together as rows, many are weighed against each other."""
+    sound = getattr(ragged, way)
     assert why_not(tiny.build("llama")) is None
 
-    def wrong(*arguments: Any, **how: Any) -> Any:
-        found, top, total = sound(*arguments, **how)
-        return 1.01 * found, top, total
+    def wrong(query: Any, key: Any, value: Any, *arguments: Any, **how: Any) -> Any:
+        is_read = way == "plain" and query.shape[2] > 1  # a prompt, which goes the same way
+        return sound(query, key, value if is_read else 1.01 * value, *arguments, **how)
 
-    monkeypatch.setattr(ragged, "_in_steps", wrong)
+    monkeypatch.setattr(ragged, way, wrong)
     assert "logits would differ" in refusal(tiny.build("llama"))
 
 
