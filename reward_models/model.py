@@ -18,6 +18,7 @@ from torch import Tensor
 from rlhf import contract as contracts
 from rlhf.config import Precision
 from rlhf.contract import Contract, check_same_template
+from rlhf.last_layer import last_layer_at
 from rlhf.model_files import is_classifier, local_source
 from rlhf.models import autocast, compute_dtype, device, hold_once, load_classifier, load_tokenizer, only_read
 from rlhf.progress import OnProgress, ignore
@@ -152,9 +153,9 @@ def _last_hidden(whole: Any, rows: Sequence[Sequence[int]], pad: int, states: St
     lengths = torch.tensor([len(row) for row in rows], device=where)
     ids = pad_rows(rows, pad=pad, side="right").to(where)
     mask = length_mask(lengths, ids.shape[1]).long()
-    with states.handing_on(whole, rows) if states else nullcontext():
+    with states.handing_on(whole, rows) if states else nullcontext(), last_layer_at(whole, lengths - 1) as is_narrow:
         hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return hidden[torch.arange(len(rows), device=where), lengths - 1]
+    return hidden[:, 0] if is_narrow else hidden[torch.arange(len(rows), device=where), lengths - 1]
 
 
 @torch.no_grad()

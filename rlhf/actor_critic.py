@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import ops
+from rlhf.last_layer import last_layer_at
 from rlhf.lm_head import LMHead
-from rlhf.models import autocast, casting_once, keeps_logits
+from rlhf.models import autocast, casting_once, keeps_logits, layers_of
 from rlhf.sequences import Sequences
 from rlhf.sharding import is_sharded
 from rlhf.trunk import Trunk
@@ -104,11 +105,16 @@ class ActorCritic(nn.Module):
         """Logprobs (B, T), entropy (B, T) and last hidden states (B, T, D); the LM head runs on real tokens only."""
         assert self._head is not None
         mask, tokens = batch.completion_mask, batch.completion_ids
-        with self._head.sparse_embedding():
+        with self._head.sparse_embedding(), self._at_last(tokens.shape[1]):
             hidden = self._head.decoder(**inputs, use_cache=False).last_hidden_state[:, -tokens.shape[1] :]
         logprobs, entropy = self._head(hidden[mask], tokens[mask], temperature=self.temperature, dtype=self.dtype)
         empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
         return empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropy), hidden
+
+    def _at_last(self, width: int) -> AbstractContextManager[Any]:
+        """See `last_layer_at`; whole where the trunk holds the last layer too, whether or not it is handed on."""
+        is_in_trunk = self.trunk is not None and self.trunk.depth == len(layers_of(self.policy)[1])
+        return nullcontext() if is_in_trunk else last_layer_at(self.policy, width)
 
     def _whole(self, batch: Sequences, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The same from the model's own logits."""
@@ -176,7 +182,8 @@ class ValueModel(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], width: int) -> Tensor:
         """(B, width) values at the last `width` positions."""
-        return self.head(self.backbone(**inputs).last_hidden_state[:, -width:])
+        with last_layer_at(self.backbone, width):
+            return self.head(self.backbone(**inputs).last_hidden_state[:, -width:])
 
 
 def _logits_and_hidden(policy: Any, inputs: dict[str, Tensor], width: int) -> tuple[Tensor, Tensor]:

@@ -105,8 +105,8 @@ class Trunk:
 
         In fp32, unless the model holds weights in less (`models.only_read`).
         """
-        inputs = _padded_example(self.model)
-        dtype = torch.bfloat16 if _is_mixed(self.model) else torch.float32
+        inputs = padded_example(self.model)
+        dtype = torch.bfloat16 if is_mixed(self.model) else torch.float32
         states = Trunk(self.model, self.depth, dtype, self.outputs).states(inputs)
         with autocast(states.device, dtype):
             sound = self.model.base_model(**inputs, use_cache=False).last_hidden_state
@@ -122,17 +122,18 @@ class _Reached(Exception):
 def _outputs(model: Any) -> int:
     seen: list[Any] = []
     hook = layers_of(model)[1][0].register_forward_hook(lambda _, __, output: seen.append(output))
-    with torch.no_grad(), autocast(model.device, torch.bfloat16 if _is_mixed(model) else torch.float32):
-        model.base_model(**_padded_example(model), use_cache=False)
+    with torch.no_grad(), autocast(model.device, torch.bfloat16 if is_mixed(model) else torch.float32):
+        model.base_model(**padded_example(model), use_cache=False)
     hook.remove()
     return 0 if isinstance(seen[0], Tensor) else len(seen[0])
 
 
-def _is_mixed(model: Any) -> bool:
+def is_mixed(model: Any) -> bool:
+    """Whether the model holds weights in bf16."""
     return any(weight.dtype == torch.bfloat16 for weight in model.parameters())
 
 
-def _padded_example(model: Any) -> dict[str, Tensor]:
+def padded_example(model: Any) -> dict[str, Tensor]:
     """Two rows, one padded on the left and one on the right."""
     ids = torch.arange(1, 15, device=model.get_input_embeddings().weight.device).reshape(2, 7)
     mask = torch.ones_like(ids)

@@ -43,9 +43,10 @@ def train(folder: Path, name: str, micro_batch_size: int) -> None:
 def main(folder: Path) -> None:
     """Both runs, in folders of their own."""
     torch.set_num_threads(1)
-    model = tiny.build("llama", num_hidden_layers=1, hidden_size=16, intermediate_size=WIDE)
-    for weight in model.model.layers[0].mlp.parameters():
-        weight.data *= 0.05  # so many terms are summed that they would drown everything else
+    model = tiny.build("llama", num_hidden_layers=2, hidden_size=16, intermediate_size=WIDE)
+    for layer in model.model.layers:
+        for weight in layer.mlp.parameters():
+            weight.data *= 0.05  # so many terms are summed that they would drown everything else
     model.save_pretrained(folder / "start")
     make_tokenizer().save_pretrained(folder / "start")
     train(folder, "small", 2)
