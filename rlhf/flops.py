@@ -1,8 +1,9 @@
 """Floating-point operations of a decoder, counted from the parameters that multiply: 2 a parameter and token.
 
 Attention adds 4 a head width and pair of positions (queries times keys, weights times values), counted over the whole
-square although half of it is masked. Norms, activations and softmax are left out. A backward pass costs the product
-again for the gradient of what a weight was fed, and again for its own where it is trained.
+square although half of it is masked. The last layer is counted over all positions, although most of it runs at those
+alone that are read. Norms, activations and softmax are left out. A backward pass costs the product again for the
+gradient of what a weight was fed, and again for its own where it is trained.
 """
 
 from __future__ import annotations
