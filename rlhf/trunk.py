@@ -135,7 +135,8 @@ def is_mixed(model: Any) -> bool:
 
 def padded_example(model: Any) -> dict[str, Tensor]:
     """Two rows, one padded on the left and one on the right."""
-    ids = torch.arange(1, 15, device=model.get_input_embeddings().weight.device).reshape(2, 7)
+    embedding = model.get_input_embeddings().weight
+    ids = torch.arange(1, 15, device=embedding.device).reshape(2, 7) % len(embedding)
     mask = torch.ones_like(ids)
     mask[0, :3] = mask[1, -1:] = 0
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}

@@ -185,6 +185,8 @@ def test_an_interrupt_inside_a_callback_of_the_garbage_collector_is_not_lost(
 ) -> None:
     """Python prints and forgets what is raised there."""
     reached: list[str] = []
+    # a shell lets what it starts in the background ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupted(*_: Any, **__: Any) -> None:
         thing: set[int] = set()
@@ -196,7 +198,10 @@ def test_an_interrupt_inside_a_callback_of_the_garbage_collector_is_not_lost(
 
     monkeypatch.setattr(pipeline, "run", interrupted)
     hook = sys.unraisablehook
-    assert cli.main(["run"]) == 130
+    try:
+        assert cli.main(["run"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert reached, "Python raised it at once"
     assert sys.unraisablehook is hook
     assert "Traceback" not in capsys.readouterr().err

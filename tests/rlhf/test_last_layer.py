@@ -175,6 +175,13 @@ def test_it_is_proven_on_the_whole_model_even_while_the_trunk_is_handed_on() -> 
     torch.testing.assert_close(found[seen], sound[seen], rtol=1e-6, atol=1e-6)
 
 
+def test_a_vocabulary_of_a_few_tokens_is_enough() -> None:
+    model = tiny.build("llama", vocab_size=4)
+    attention.choose(model)
+    with last_layer_at(model, 2) as is_narrow:
+        assert is_narrow
+
+
 def test_it_is_proven_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     proofs: list[Any] = []
     sound = last_layer._gap
